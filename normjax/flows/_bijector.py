@@ -1,0 +1,35 @@
+"""The protocol of every flow layer.
+
+`forward` maps data to latent, the *normalizing* direction of Real NVP, Glow and Jet; `inverse` maps
+latent to data. distrax, TFP and flowjax name the two directions the other way round: wrap a
+bijector in `Inverted` to use it in their sense.
+"""
+
+import abc
+
+from flax import nnx
+from jaxtyping import Array, Float, PyTree
+
+
+class Bijector(nnx.Module):
+  """Maps batches of data to latents and back, each with its log-determinant.
+
+  `forward`: x (B, ...) -> z (B, ...), log|det dz/dx| (B,).
+  `inverse`: z (B, ...) -> x (B, ...), log|det dx/dz| (B,).
+
+  The leading axis of every input is the batch; there are no single-example semantics. `log_det` is
+  float32 or wider whatever the dtype of the data. A bijector never changes its own state in either
+  method, so both may be traced, scanned and differentiated at will.
+  """
+
+  @abc.abstractmethod
+  def forward(
+    self, x: Float[Array, "b *event"], cond: PyTree | None = None
+  ) -> tuple[Float[Array, "b *latent"], Float[Array, "b"]]:
+    """Return `(z, log_det)`: the latent of `x` and log|det dz/dx| per example."""
+
+  @abc.abstractmethod
+  def inverse(
+    self, z: Float[Array, "b *latent"], cond: PyTree | None = None
+  ) -> tuple[Float[Array, "b *event"], Float[Array, "b"]]:
+    """Return `(x, log_det)`: the data of `z` and log|det dx/dz| per example."""
