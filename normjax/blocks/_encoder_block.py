@@ -1,0 +1,79 @@
+"""The pre-norm transformer encoder block.
+
+Initial values are the Vision Transformer's (Dosovitskiy et al., "An Image is Worth 16x16 Words", 2020,
+arXiv 2010.11929): Xavier-uniform kernels, zero attention biases, MLP biases N(0, 1e-6).
+"""
+
+from functools import partial
+
+import jax
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from normjax.blocks._attention import softmax_attention
+from normjax.norms import LayerNorm
+
+_xavier = nnx.initializers.xavier_uniform()
+
+
+class EncoderBlock(nnx.Module):
+  """Adds attention and an MLP to the residual stream, each after a LayerNorm.
+
+  x <- x + MHA(LN(x));  x <- x + W2 gelu(W1 LN(x) + b1) + b2,  x (b, n, features), gelu by tanh.
+
+  Args:
+    features: width of the residual stream.
+    num_heads: attention heads; must divide `features`.
+    mlp_features: hidden width of the MLP, 4 * features if None.
+    dtype: dtype of the computation; None promotes input and parameters.
+    param_dtype: dtype of the parameters.
+    rngs: the stream `params`.
+
+  Raises:
+    ValueError: if `num_heads` does not divide `features`.
+
+  Reference:
+    Xiong et al., "On Layer Normalization in the Transformer Architecture", 2020, arXiv 2002.04745.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> block = EncoderBlock(8, num_heads=2, rngs=nnx.Rngs(0))
+    >>> block(jnp.ones((2, 5, 8))).shape
+    (2, 5, 8)
+  """
+
+  def __init__(
+    self,
+    features: int,
+    num_heads: int,
+    *,
+    mlp_features: int | None = None,
+    dtype: DTypeLike | None = None,
+    param_dtype: DTypeLike = "float32",
+    rngs: nnx.Rngs,
+  ):
+    if features % num_heads:
+      raise ValueError(f"num_heads must divide features {features}, got {num_heads}")
+    hidden = 4 * features if mlp_features is None else mlp_features
+    options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+    dense = partial(
+      nnx.Linear, kernel_init=_xavier, bias_init=nnx.initializers.normal(1e-6), **options
+    )
+    self.attention_norm = LayerNorm(features, epsilon=1e-6, **options)
+    self.attention = nnx.MultiHeadAttention(
+      num_heads,
+      features,
+      kernel_init=_xavier,
+      attention_fn=softmax_attention,
+      decode=False,
+      **options,
+    )
+    self.mlp_norm = LayerNorm(features, epsilon=1e-6, **options)
+    self.mlp_in = dense(features, hidden)
+    self.mlp_out = dense(hidden, features)
+
+  def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
+    """Return the updated residual stream, (b, n, c)."""
+    x = x + self.attention(self.attention_norm(x))
+    return x + self.mlp_out(jax.nn.gelu(self.mlp_in(self.mlp_norm(x)), approximate=True))
