@@ -9,6 +9,7 @@ from etils import epath
 from jaxtyping import PyTree
 
 from normjax.checkpoint import _manifest, _record, _storage
+from normjax.checkpoint._files import ListedPyTreeHandler
 
 
 class Checkpointer:
@@ -60,8 +61,12 @@ class Checkpointer:
     self.save_every = save_every
     _record.open_record(self.directory, record)
     self._root = self.directory / _storage.ROOT
+    registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
+    registry.add(_storage.STATE, ocp.args.PyTreeSave, ListedPyTreeHandler())
+    registry.add(_storage.MANIFEST, ocp.args.JsonSave, ocp.JsonCheckpointHandler())
     self._manager = ocp.CheckpointManager(
       self._root,
+      handler_registry=registry,
       options=ocp.CheckpointManagerOptions(
         max_to_keep=max_to_keep, cleanup_tmp_directories=True, save_root_metadata=False
       ),
@@ -115,7 +120,7 @@ class Checkpointer:
         f"step {step} is older than step {newest} in {self._root}: nothing was saved"
       )
     args = {
-      _storage.STATE: ocp.args.StandardSave(state),
+      _storage.STATE: ocp.args.PyTreeSave(state),
       _storage.MANIFEST: ocp.args.JsonSave(manifest),
     }
     return self._manager.save(step, args=ocp.args.Composite(**args), force=True)

@@ -6,7 +6,6 @@ the devices that hold it, and each restore compares.
 """
 
 import json
-import zlib
 from typing import Any
 
 import jax
@@ -14,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import Array, PyTree, UInt32
+
+from normjax.checkpoint._files import checksum
 
 
 def _mix(h: Array) -> Array:
@@ -109,12 +110,6 @@ def make_manifest(state: PyTree, data_iterator: Any) -> dict[str, Any]:
   data = None if data_iterator is None else data_states(data_iterator)
   manifest = {"leaves": fingerprinted(state), "data": data}
   return {**manifest, "checksum": checksum(manifest)}
-
-
-def checksum(manifest: dict[str, Any]) -> int:
-  """Return the CRC-32 of a manifest without its own checksum."""
-  body = {key: value for key, value in manifest.items() if key != "checksum"}
-  return zlib.crc32(json.dumps(body, sort_keys=True).encode())
 
 
 def differences(saved: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
