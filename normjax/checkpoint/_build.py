@@ -9,6 +9,7 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -39,7 +40,7 @@ def _resolve(path: Any) -> Callable:
   public = [name for name in public if not name.rpartition(".")[2].startswith("_")]
   module_name = path.rpartition(".")[0] if isinstance(path, str) else ""
   known = _constructors(module_name) if module_name in public else {}
-  if path in known:
+  if module_name and path in known:
     return known[path]
   every = {name for module in public for name in _constructors(module)}
   near = difflib.get_close_matches(str(path), sorted(every), n=1, cutoff=0.5)
@@ -97,7 +98,9 @@ def build(spec: dict[str, Any], rngs: nnx.Rngs) -> Any:
   if not isinstance(kwargs, dict):
     raise ValueError(f"kwargs of {spec['class']} must be a dict, got {kwargs!r}")
   make = _resolve(spec["class"])
-  signature = inspect.signature(make)
+  # The signature of an nnx class is that of its metaclass: (*args, **kwargs).
+  constructor = partial(make.__init__, None) if inspect.isclass(make) else make
+  signature = inspect.signature(constructor)
   arguments = {name: _value(name, value, rngs) for name, value in kwargs.items()}
   if "rngs" in signature.parameters:
     arguments["rngs"] = rngs
