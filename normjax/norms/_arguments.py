@@ -1,0 +1,91 @@
+"""What every norm accepts: the checks of its arguments, each with the error a user can act on."""
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import Array, Bool, Float
+
+
+def as_floating(x: ArrayLike, name: str = "x") -> Float[Array, "..."]:
+  """Return `x` as an array, or raise if its entries are not real floating numbers."""
+  x = jnp.asarray(x)
+  if not jnp.issubdtype(x.dtype, jnp.floating):
+    raise ValueError(f"{name} must be floating, got {x.dtype}: cast it first, to float32 say")
+  return x
+
+
+def check_epsilon(epsilon: float) -> None:
+  """Raise unless `epsilon` is zero or positive."""
+  if not epsilon >= 0:
+    raise ValueError(f"epsilon must be >= 0, got {epsilon}")
+
+
+def prepare(
+  x: ArrayLike, axis: int | Sequence[int], epsilon: float
+) -> tuple[Float[Array, "..."], tuple[int, ...]]:
+  """Check what every norm takes; return `x` as an array and `axis` as non-negative axes."""
+  x = as_floating(x)
+  check_epsilon(epsilon)
+  return x, normalized_axes(axis, x.shape)
+
+
+def check_power(p: float) -> None:
+  """Raise unless `p` is a finite power of a norm."""
+  if not 1 <= p < float("inf"):
+    raise ValueError(f"p must be finite and >= 1, got {p}")
+
+
+def floating_dtype(dtype: DTypeLike, name: str) -> jnp.dtype:
+  """Return `dtype` as a dtype object, or raise if it is not a floating one."""
+  if not jnp.issubdtype(dtype, jnp.floating):
+    raise ValueError(f"{name} must be a floating dtype, got {jnp.dtype(dtype)}")
+  return jnp.dtype(dtype)
+
+
+def statistics_dtype(x: Float[Array, "..."], compute_dtype: DTypeLike | None = None) -> jnp.dtype:
+  """Return the dtype of statistics of `x`: as asked, else float32, and float64 for float64."""
+  if compute_dtype is not None:
+    return floating_dtype(compute_dtype, "compute_dtype")
+  return jnp.dtype(jnp.float64 if x.dtype == jnp.float64 else jnp.float32)
+
+
+def normalized_axes(axis: int | Sequence[int], shape: tuple[int, ...]) -> tuple[int, ...]:
+  """Return `axis` as increasing non-negative axes of an array of this shape."""
+  given = (axis,) if isinstance(axis, int) else tuple(axis)
+  ndim = len(shape)
+  if not given or any(not -ndim <= a < ndim for a in given):
+    raise ValueError(f"axis must name axes of an input of shape {shape}, got {axis}")
+  axes = tuple(a % ndim for a in given)
+  if list(axes) != sorted(set(axes)):
+    raise ValueError(f"axis must be distinct and in increasing order, got {axis} for {shape}")
+  if any(shape[a] == 0 for a in axes):
+    raise ValueError(f"axis must hold at least one entry to normalize, got shape {shape}")
+  return axes
+
+
+def single_axis(axis: int | Sequence[int], shape: tuple[int, ...], why: str) -> int:
+  """Return `axis` as one non-negative axis, or raise and say what needs it to be single."""
+  axes = normalized_axes(axis, shape)
+  if len(axes) != 1:
+    raise ValueError(f"axis must be a single axis for {why}, got {axis}")
+  return axes[0]
+
+
+def as_mask(mask: ArrayLike | None, shape: tuple[int, ...]) -> Bool[Array, "..."] | None:
+  """Return `mask` as a boolean array with the rank of the input, or raise."""
+  if mask is None:
+    return None
+  mask = jnp.asarray(mask)
+  if mask.dtype != jnp.bool_:
+    raise ValueError(f"mask must be boolean (True: enters the statistics), got {mask.dtype}")
+  if not broadcasts_explicitly(mask.shape, shape):
+    raise ValueError(
+      f"mask must have {len(shape)} axes, each of size 1 or as in {shape}, got {mask.shape}"
+    )
+  return mask
+
+
+def broadcasts_explicitly(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
+  """Say whether `shape` has the rank of `target` and differs from it in axes of size 1 only."""
+  return len(shape) == len(target) and all(s in (1, t) for s, t in zip(shape, target, strict=True))

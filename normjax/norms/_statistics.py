@@ -1,0 +1,99 @@
+"""Sums and means over the normalized axes: masked, and across devices where asked."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float
+
+
+@dataclasses.dataclass(frozen=True)
+class Reduction:
+  """Which entries one statistic is taken over.
+
+  `sum` and `mean` keep the reduced axes at size 1. They expect arrays that `keep` has zeroed under
+  the mask: masking the entries, and not their squares, keeps what stands there out of the gradient
+  too, even if it is infinite.
+  """
+
+  axes: tuple[int, ...]
+  shape: tuple[int, ...]
+  mask: Bool[Array, "..."] | None = None
+  axis_name: str | None = None
+
+  def keep(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Zero the entries that do not enter the statistics."""
+    return x if self.mask is None else jnp.where(self.mask, x, jnp.zeros_like(x))
+
+  def sum(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Sum over the axes, and over the devices that share them."""
+    total = jnp.sum(x, self.axes, keepdims=True)
+    return total if self.axis_name is None else jax.lax.psum(total, self.axis_name)
+
+  def max(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Return the largest entry, as a constant: no gradient passes through it."""
+    top = jnp.max(jax.lax.stop_gradient(x), self.axes, keepdims=True)
+    return top if self.axis_name is None else jax.lax.pmax(top, self.axis_name)
+
+  def mean(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Average over the kept entries; zero where none is kept."""
+    if self.mask is None and self.axis_name is None:
+      return jnp.mean(x, self.axes, keepdims=True)
+    return self.sum(x) / self._count(x.dtype)
+
+  def _count(self, dtype: jnp.dtype) -> Float[Array, "..."]:
+    if self.mask is None:
+      local = jnp.full((1,) * len(self.shape), math.prod(self.shape[a] for a in self.axes), dtype)
+    else:
+      kept = jnp.broadcast_to(self.mask, self.shape)
+      local = jnp.sum(kept, self.axes, keepdims=True, dtype=dtype)
+    count = local if self.axis_name is None else jax.lax.psum(local, self.axis_name)
+    return jnp.maximum(count, jnp.ones_like(count))
+
+
+def centered(
+  x: Float[Array, "..."], reduction: Reduction
+) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+  """Return `x` minus its mean, and its variance, in one pass shifted by the mean.
+
+  The mean of large numbers is rounded to their spacing: of 10^4 + N(0, 1) in float32 it is off by
+  up to 10^-3, and so would be the output. Subtracting it first leaves numbers of the size of the
+  deviations, whose own mean corrects it. Neither result depends on the shift, so no gradient
+  passes through it.
+  """
+  d = x - jax.lax.stop_gradient(reduction.mean(reduction.keep(x)))
+  kept = reduction.keep(d)
+  mean = reduction.mean(kept)
+  variance = reduction.mean(kept * kept) - mean * mean
+  return d - mean, jnp.maximum(variance, jnp.zeros_like(variance))
+
+
+def power(x: Float[Array, "..."], p: float) -> Float[Array, "..."]:
+  """Return `x**p` for non-negative x, by multiplication where p is whole."""
+  return x ** int(p) if float(p).is_integer() else x**p
+
+
+def safe_root(x: Float[Array, "..."], p: float = 2.0) -> Float[Array, "..."]:
+  """Return `x**(1/p)` with gradient 0, and not infinity, at 0."""
+  positive = x > 0
+  safe = jnp.where(positive, x, jnp.ones_like(x))
+  root = jnp.sqrt(safe) if p == 2 else safe ** (1 / p)
+  return jnp.where(positive, root, jnp.zeros_like(x))
+
+
+def mean_power(x: Float[Array, "..."], reduction: Reduction, p: float) -> Float[Array, "..."]:
+  """Return mean(|x|^p)^(1/p) of kept entries, without the powers of large numbers."""
+  size = x * jnp.sign(x)  # the gradient of jnp.abs at 0 is 1; for p = 1 that is no mean of slopes
+  top = reduction.max(size)
+  top = jnp.where(top > 0, top, jnp.ones_like(top))
+  return top * safe_root(reduction.mean(power(size / top, p)), p)
+
+
+def add_powers(a: Float[Array, "..."], b: ArrayLike, p: float) -> Float[Array, "..."]:
+  """Return (a^p + b^p)^(1/p) of non-negative numbers, without the powers of large numbers."""
+  b = jnp.asarray(b, a.dtype)
+  top = jax.lax.stop_gradient(jnp.maximum(a, b))
+  top = jnp.where(top > 0, top, jnp.ones_like(top))
+  return top * safe_root(power(a / top, p) + power(b / top, p), p)
