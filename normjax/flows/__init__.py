@@ -8,6 +8,8 @@ from normjax.flows._diagonal_normal import DiagonalNormal
 from normjax.flows._distribution import Distribution
 from normjax.flows._elementwise_affine import ElementwiseAffine
 from normjax.flows._flow import Flow
+from normjax.flows._jet import Jet
+from normjax.flows._jet_big_vision import jet_from_big_vision
 from normjax.flows._laplace import Laplace
 from normjax.flows._logistic import Logistic
 from normjax.flows._logit import Logit
@@ -55,6 +57,7 @@ __all__ = [
   "ElementwiseAffine",
   "Flow",
   "Inverted",
+  "Jet",
   "Laplace",
   "Logistic",
   "Logit",
@@ -76,6 +79,7 @@ __all__ = [
   "energy_u2",
   "energy_u3",
   "energy_u4",
+  "jet_from_big_vision",
   "pinwheel",
   "quantize",
   "two_moons",
