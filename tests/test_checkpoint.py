@@ -272,6 +272,18 @@ def test_an_emptied_step_is_an_error_not_an_older_step(copy):
   assert restore(copy, 10)[1] == 10
 
 
+def test_only_verified_steps_are_offered_instead(copy):
+  for step in ("10", "15"):
+    (copy / "checkpoints" / step / "state" / "_METADATA").unlink()
+  with pytest.raises(
+    ValueError, match=r"step 15 .* is damaged: .*_METADATA is missing\nIntact steps: \[5\]"
+  ):
+    restore(copy)
+  (copy / "checkpoints" / "5" / "state" / "_METADATA").unlink()
+  with pytest.raises(ValueError, match=r"No other step reads back \(of \[5, 10\]\)"):
+    restore(copy)
+
+
 def test_wrong_contents_in_sound_files_are_found_by_fingerprint(copy, monkeypatch):
   # What a bug (ours, Orbax's, a disk's) would do: all checksums of files fit, one array does not.
   wrong = {**STATES[15], "params": jax.tree.map(lambda x: x, STATES[15]["params"])}
@@ -485,6 +497,14 @@ def _jet_state(key):
 def jet_parts(seed):
   params, rest = _jet_state(jax.random.key(seed))
   return _structure[0], params, rest
+
+
+def test_build_reads_lists_and_dtypes():
+  kwargs = {"num_features": [2, 3], "axis": [1, 2], "param_dtype": "bfloat16", "dtype": "float16"}
+  norm = checkpoint.build({"class": "normjax.norms.LayerNorm", "kwargs": kwargs}, nnx.Rngs(0))
+  assert norm.scale.shape == (2, 3)
+  assert norm.scale.dtype == jnp.bfloat16
+  assert norm(jnp.ones((4, 2, 3))).dtype == jnp.float16
 
 
 def test_build_makes_nested_models():

@@ -82,7 +82,11 @@ class Checkpointer:
     return (step > 0 and step % self.save_every == 0) or self.reached_preemption(step)
 
   def reached_preemption(self, step: int) -> bool:
-    """Return whether the cluster has announced the end to some process; all agree on the step."""
+    """Return whether some process was told to end, at a step on which all processes agree.
+
+    In a run of several processes JAX itself listens to SIGTERM, so install no handler there: it
+    would replace JAX's. In a single process this is always False.
+    """
     return self._manager.reached_preemption(step)
 
   def save(

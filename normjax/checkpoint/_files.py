@@ -1,8 +1,8 @@
 """A list of files with checksums inside every checkpoint, made before it is committed.
 
 Orbax notices some damage only while it reads asynchronously, in terms of its storage engine and
-with pages of stray tracebacks, and some (a changed chunk) not at all. Checking the files first names
-the damaged one.
+with pages of stray tracebacks, and some (a changed chunk) not at all. Checking the files first
+names the damaged one.
 """
 
 import json

@@ -76,7 +76,7 @@ def describe(tree: PyTree) -> dict[str, dict[str, Any]]:
 def fingerprinted(tree: PyTree) -> dict[str, dict[str, Any]]:
   """Return what `describe` does, and the fingerprint of every leaf."""
   named, leaves = describe(tree), jax.tree.leaves(tree)
-  sums = np.asarray(_fingerprints(leaves)) if leaves else []
+  sums = jax.device_get(_fingerprints(leaves)) if leaves else []
   return {
     name: {**leaf, "fingerprint": int(value)}
     for (name, leaf), value in zip(named.items(), sums, strict=True)
