@@ -159,7 +159,7 @@ def _scaled(x, axes, p, prenormalizer, center, compute_dtype, limit):
   compute_dtype = floating_dtype(compute_dtype, "compute_dtype")
   n = math.prod(x.shape[a] for a in axes)
   info = jnp.finfo(compute_dtype)
-  if n > info.max:
+  if n > float(info.max):
     raise ValueError(f"axis holds {n} entries, more than compute_dtype={compute_dtype} can count")
   limit = min(float(info.max), _LARGE_ENOUGH) if limit is None else limit
   gain = prenormalizer_gain(n, p=p, prenormalizer=prenormalizer, center=center, limit=limit)

@@ -14,8 +14,8 @@ class Reduction:
   """Which entries one statistic is taken over.
 
   `sum` and `mean` keep the reduced axes at size 1. They expect arrays that `keep` has zeroed under
-  the mask: masking the entries, and not their squares, keeps what stands there out of the gradient
-  too, even if it is infinite.
+  the mask. It is the entries that are masked and not their squares: a square that overflows would
+  put NaN in the gradient, as zero times infinity.
   """
 
   axes: tuple[int, ...]
@@ -85,7 +85,7 @@ def safe_root(x: Float[Array, "..."], p: float = 2.0) -> Float[Array, "..."]:
 
 def mean_power(x: Float[Array, "..."], reduction: Reduction, p: float) -> Float[Array, "..."]:
   """Return mean(|x|^p)^(1/p) of kept entries, without the powers of large numbers."""
-  size = x * jnp.sign(x)  # the gradient of jnp.abs at 0 is 1; for p = 1 that is no mean of slopes
+  size = x * jnp.sign(x)  # |x| with gradient 0 at 0, where jnp.abs has 1
   top = reduction.max(size)
   top = jnp.where(top > 0, top, jnp.ones_like(top))
   return top * safe_root(reduction.mean(power(size / top, p)), p)

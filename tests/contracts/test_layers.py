@@ -62,10 +62,8 @@ OTHERS = {
                              options={"axis": (1, 3)}, shape=lambda n: (8, 2, 3, n)),
   "LayerNorm, pre-normalized": Row(norms.LayerNorm, options={"prenormalize": True}, smallest=2,
                                    mask=False, wide={"compute_dtype": "float64"}),
-  "LpNormalize, not centered": Row(norms.LpNormalize, options={"p": 1.5, "center": False}),
   "RMSNorm, partial": Row(norms.RMSNorm, smallest=2,
                           options={"partial": 0.5, "epsilon_placement": "outside"}),
-  "ScaleNorm, fixed": Row(norms.ScaleNorm, options={"trainable": False}),
 }  # fmt: skip
 ROWS = NAMED | OTHERS
 
