@@ -156,7 +156,7 @@ def to_linen(
 
 
 def __getattr__(name: str) -> Callable[..., FromNNX]:
-  for package in _PACKAGES:
+  for package in () if name.startswith("_") else _PACKAGES:
     found = getattr(importlib.import_module(package), name, None)
     if isinstance(found, type) and issubclass(found, nnx.Module):
       return functools.partial(to_linen, found)
