@@ -1,0 +1,103 @@
+"""Where fetched sets live, what they consist of, and how a loader asks for one.
+
+A set is a folder `$NORMJAX_DATA/NAME` of files. Their sha256 are in `NAME.sha256` beside this file
+(`sha256sum -c` reads it too). They are pinned uncompressed: each source compresses the same bytes
+in its own way.
+"""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+_DEBIAN = "http://deb.debian.org/debian/pool/main"
+_ZALANDO = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"
+
+
+class Address(NamedTuple):
+  """A file to download; its sha256 is None where only the unpacked files are pinned."""
+
+  url: str
+  sha256: str | None = None
+
+
+class StoredSet(NamedTuple):
+  """A set that is fetched once: Debian packages that hold it, or addresses without Debian."""
+
+  packages: tuple[str, ...]
+  addresses: tuple[Address, ...]
+  description: str
+
+
+SETS = {
+  "fashion_mnist": StoredSet(
+    packages=("dataset-fashion-mnist",),
+    addresses=tuple(
+      Address(f"{_ZALANDO}/{part}-ubyte.gz")
+      for part in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
+    ),
+    description="70,000 grey 28x28 pictures of clothes in 10 classes; Zalando, MIT",
+  ),
+  "natural_patches": StoredSet(
+    packages=("lomiri-wallpapers-16.04", "lomiri-wallpapers-20.04", "mate-backgrounds"),
+    addresses=(
+      Address(
+        f"{_DEBIAN}/l/lomiri-wallpapers/lomiri-wallpapers-16.04_20.04.0-2_all.deb",
+        "a99ff6a3bfe451e4cc0682ecb3cc82e71740626d59e4845ae34a0a0e45421eab",
+      ),
+      Address(
+        f"{_DEBIAN}/l/lomiri-wallpapers/lomiri-wallpapers-20.04_20.04.0-2_all.deb",
+        "d44e89b8473aafe64a5b678f014862dc31335aaaf18665c544d985d854f1a709",
+      ),
+      Address(
+        f"{_DEBIAN}/m/mate-backgrounds/mate-backgrounds_1.26.0-1_all.deb",
+        "7bf4c2209f34b4f61ba6d24c8b58c28b361e82e4b943aae6d42c030169af9e04",
+      ),
+    ),
+    description="31 colour pictures to cut patches from; wallpapers, CC0 to GPL-2+ by file",
+  ),
+}
+
+
+def root() -> Path:
+  """Return the folder of all fetched sets: `$NORMJAX_DATA`, or ~/.cache/normjax."""
+  return Path(os.environ.get("NORMJAX_DATA") or "~/.cache/normjax").expanduser()
+
+
+def checksums(name: str) -> dict[str, str]:
+  """Return the files of a set with their sha256."""
+  lines = Path(__file__).with_name(f"{name}.sha256").read_text().splitlines()
+  return {file: digest for digest, file in (line.split("  ", 1) for line in lines)}
+
+
+def sha256(path: Path) -> str:
+  """Return the sha256 of a file as hexadecimal digits."""
+  with path.open("rb") as file:
+    return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def problems(name: str, folder: Path) -> list[str]:
+  """Return what is wrong with a set in a folder: a phrase for each missing or damaged file."""
+  found = []
+  for file, expected in checksums(name).items():
+    path = folder / file
+    if not path.is_file():
+      found.append(f"{path} is missing")
+    elif (actual := sha256(path)) != expected:
+      found.append(f"{path} is damaged: its sha256 is {actual}, expected {expected}")
+  return found
+
+
+def require(name: str) -> Path:
+  """Return the folder of a fetched set after checking every byte in it.
+
+  Raises:
+    ValueError: if a file is missing or damaged; the message holds the command that helps.
+  """
+  folder = root() / name
+  if found := problems(name, folder):
+    raise ValueError(
+      f"data set {name} is not ready: {found[0]}; get it with: "
+      f"python -m experiments.data.fetch {name}"
+    )
+  return folder
