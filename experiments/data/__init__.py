@@ -43,6 +43,8 @@ def load(name: str, **options) -> Dataset:
   """
   check_name("name", name, LOADERS)
   parameters = inspect.signature(LOADERS[name]).parameters
+  if options and not parameters:
+    raise ValueError(f"{name} takes no options, got {', '.join(options)}")
   for option in options:
     check_name(f"an option of {name}", option, parameters)
   for option, parameter in parameters.items():

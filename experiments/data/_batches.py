@@ -42,8 +42,8 @@ def batches(
     `grain.checkpoint`, resume it exactly.
 
   Raises:
-    ValueError: if there are no arrays or no examples, lengths differ, the batch has more rows than
-      there are examples, or it can't be shared evenly by the processes.
+    ValueError: if there are no arrays, lengths differ, the batch has more rows than there are
+      examples or can't be shared evenly by the processes, or a number is out of range.
   """
   lengths = {name: len(array) for name, array in arrays.items()}
   if len(set(lengths.values())) != 1:
@@ -57,6 +57,8 @@ def batches(
     raise ValueError(
       f"batch_size must be a positive multiple of the {process_count} process(es), got {batch_size}"
     )
+  if seed < 0:
+    raise ValueError(f"seed must not be negative, got {seed}")
   (length,) = set(lengths.values())
   own = np.arange(length)[process_index::process_count]
   rows = batch_size // process_count

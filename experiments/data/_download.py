@@ -22,12 +22,12 @@ def download(address: Address, path: Path, report: Report) -> None:
   """Download a file to `path`, going on from `path.part` where an earlier call was cut off.
 
   Args:
-    address: URL and, if known, sha256.
+    address: what to download.
     path: appears only when complete and verified.
     report: called with the bytes that are there and the bytes in all, if known.
 
   Raises:
-    ValueError: if the file is not the one that `sha256` names; its bytes are thrown away.
+    ValueError: if the file has another sha256 than `address`; its bytes are thrown away.
     ConnectionError: if the server refuses, or can't be reached or breaks off again and again; the
       bytes that came are kept for the next call.
   """
@@ -46,7 +46,7 @@ def download(address: Address, path: Path, report: Report) -> None:
       if failures == _ATTEMPTS:
         raise ConnectionError(f"{address.url} fails: {reason}")
       time.sleep(_PAUSE_SECONDS)
-  if address.sha256 and (actual := sha256(part)) != address.sha256:
+  if (actual := sha256(part)) != address.sha256:
     part.unlink()
     raise ValueError(f"{address.url} has sha256 {actual}, expected {address.sha256}")
   part.replace(path)

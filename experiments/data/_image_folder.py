@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from experiments.data._dataset import Dataset
 
@@ -66,7 +66,8 @@ def _own_split(source: Path) -> list[tuple[Path, str | None]]:
   if source.is_dir():
     names = {path.name for path in source.iterdir() if path.is_dir()}
   else:
-    names = set(_open_npz(source).files)
+    with _open_npz(source) as archive:
+      names = set(archive.files)
   held_out = next((name for name in _HELD_OUT if name in names), None)
   if "train" not in names or not held_out:
     return []
@@ -81,28 +82,31 @@ def _read(source: Path, key: str | None) -> Iterator[np.ndarray | Image.Image]:
     if file.suffix.lower() == ".npz":
       yield _read_npz(file, key)
     elif file.suffix.lower() in _SUFFIXES:
-      try:
-        yield ImageOps.exif_transpose(Image.open(file))
-      except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"can't read the image {file}: {error}") from error
+      yield _read_picture(file)
+
+
+def _read_picture(file: Path) -> Image.Image:
+  try:
+    with Image.open(file) as picture:
+      return ImageOps.exif_transpose(picture)
+  except (OSError, SyntaxError) as error:  # Pillow calls some damages a SyntaxError.
+    raise ValueError(f"can't read the image {file}: {error}") from error
 
 
 def _open_npz(file: Path) -> np.lib.npyio.NpzFile:
-  try:
-    archive = np.load(file)
-  except (OSError, ValueError, zipfile.BadZipFile) as error:
-    raise ValueError(f"can't read {file} as an .npz: {error}") from error
-  if not isinstance(archive, np.lib.npyio.NpzFile):
+  if not zipfile.is_zipfile(file):
     raise ValueError(f"{file} must be a folder of images or an .npz")
-  return archive
+  return np.load(file)
 
 
 def _read_npz(file: Path, key: str | None) -> np.ndarray:
-  archive = _open_npz(file)
-  key = key or next((name for name in _KEYS if name in archive.files), None)
-  if key is None:
-    raise ValueError(f"{file} must hold one of {', '.join(_KEYS)}, got {', '.join(archive.files)}")
-  array = archive[key]
+  with _open_npz(file) as archive:
+    key = key or next((name for name in _KEYS if name in archive.files), None)
+    if key is None:
+      raise ValueError(
+        f"{file} must hold one of {', '.join(_KEYS)}, got {', '.join(archive.files)}"
+      )
+    array = archive[key]
   if array.ndim == 2:  # (n, 3 * side * side), channels first
     side = math.isqrt(array.shape[1] // 3)
     if 3 * side * side == array.shape[1]:

@@ -15,7 +15,7 @@ from skimage import data
 from sklearn.datasets import load_sample_images
 
 from experiments.data._dataset import Dataset
-from experiments.data._store import checksums, require
+from experiments.data._store import SETS, require
 
 _HELD_OUT = frozenset(
   {
@@ -65,6 +65,8 @@ def natural_patches(
     }
     for held in (False, True)
   )
+  if not (len(train["image"]) and len(test["image"])):
+    raise ValueError(f"min_std {min_std} leaves no patch to train on or to hold out")
   sizes = f"{len(train['image'])}/{len(test['image'])}"
   description = f"natural patches, {size}x{size}x3, 256 levels, {photos} photos, {sizes} by photo"
   return Dataset(train, test, 256, None, description)
@@ -87,7 +89,7 @@ def _bundled() -> dict[str, Image.Image]:
 def _fetched(long_side: int) -> dict[str, Image.Image]:
   folder = require("natural_patches")
   photos = {}
-  for file in checksums("natural_patches"):
+  for file in SETS["natural_patches"].files:
     photo = Image.open(folder / file)
     # JPEG decodes to a half, a quarter or an eighth at a fraction of the time; twice the size that
     # is wanted leaves the resampling to `shrink`.

@@ -22,29 +22,33 @@ def fetch_packages(packages: tuple[str, ...], folder: Path) -> None:
   machine's own stay as they are.
 
   Raises:
-    ConnectionError: if apt-get can't have them; the message holds its last line.
+    ConnectionError: if apt-get can't have them, or dpkg-deb can't read them; the message holds the
+      last line that they print.
   """
   try:
     _apt_get(["download", *packages], folder)
   except ConnectionError:
     for private in ("lists/partial", "cache/archives/partial"):
       (folder / private).mkdir(parents=True)
-    own = ["-o", "Dir::State::Lists=lists", "-o", "Dir::Cache=cache"]
-    own = [option.replace("=", f"={folder.resolve()}/") for option in own]
+    here = folder.resolve()
+    own = ["-o", f"Dir::State::Lists={here}/lists", "-o", f"Dir::Cache={here}/cache"]
     _apt_get([*own, "update"], folder)
     _apt_get([*own, "download", *packages], folder)
   for deb in folder.glob("*.deb"):
-    # Also knows the compressions of distributions derived from Debian, unlike `unpack`.
-    subprocess.run(["dpkg-deb", "--extract", deb, folder], check=True)
+    # Also knows the compressions of distributions derived from Debian, which `unpack` lacks.
+    _run(["dpkg-deb", "--extract", deb.name, "."], folder)
 
 
 def _apt_get(arguments: list[str], folder: Path) -> None:
   # The sandbox user of a root's apt-get can't write into root's folders, and warns of it.
-  command = ["apt-get", "-q", "-o", "APT::Sandbox::User=root", *arguments]
+  _run(["apt-get", "-q", "-o", "APT::Sandbox::User=root", *arguments], folder)
+
+
+def _run(command: list[str], folder: Path) -> None:
   done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
   if done.returncode:
     words = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
-    raise ConnectionError(f"apt-get {arguments[-1]}: {words[-1]}")
+    raise ConnectionError(f"{' '.join(command)} fails: {words[-1]}")
 
 
 def unpack(deb: Path, folder: Path) -> None:
@@ -66,7 +70,7 @@ def unpack(deb: Path, folder: Path) -> None:
       try:
         with tarfile.open(fileobj=io.BytesIO(data[start : start + size])) as tar:
           tar.extractall(folder, filter="data")
-      except tarfile.ReadError as error:
+      except tarfile.TarError as error:
         raise ValueError(f"{deb}: can't read {name}: {error}") from error
       return
     start += size + size % 2

@@ -15,30 +15,59 @@ _ZALANDO = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"
 
 
 class Address(NamedTuple):
-  """A file to download; its sha256 is None where only the unpacked files are pinned."""
+  """A file to download: a gzipped file of the set, or a Debian package with some of them."""
 
   url: str
-  sha256: str | None = None
+  sha256: str
 
 
 class StoredSet(NamedTuple):
-  """A set that is fetched once: Debian packages that hold it, or addresses without Debian."""
+  """A set that is fetched once.
 
+  Attributes:
+    files: the names of its files, with their sha256.
+    packages: Debian packages that hold them.
+    addresses: where to get them without Debian's tools.
+    description: one line with origin and licence.
+  """
+
+  files: dict[str, str]
   packages: tuple[str, ...]
   addresses: tuple[Address, ...]
   description: str
 
 
+def _checksums(name: str) -> dict[str, str]:
+  lines = Path(__file__).with_name(f"{name}.sha256").read_text().splitlines()
+  return {file: digest for digest, file in (line.split("  ", 1) for line in lines)}
+
+
 SETS = {
   "fashion_mnist": StoredSet(
+    files=_checksums("fashion_mnist"),
     packages=("dataset-fashion-mnist",),
-    addresses=tuple(
-      Address(f"{_ZALANDO}/{part}-ubyte.gz")
-      for part in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
+    addresses=(
+      Address(
+        f"{_ZALANDO}/train-images-idx3-ubyte.gz",
+        "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
+      ),
+      Address(
+        f"{_ZALANDO}/train-labels-idx1-ubyte.gz",
+        "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
+      ),
+      Address(
+        f"{_ZALANDO}/t10k-images-idx3-ubyte.gz",
+        "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
+      ),
+      Address(
+        f"{_ZALANDO}/t10k-labels-idx1-ubyte.gz",
+        "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
+      ),
     ),
     description="70,000 grey 28x28 pictures of clothes in 10 classes; Zalando, MIT",
   ),
   "natural_patches": StoredSet(
+    files=_checksums("natural_patches"),
     packages=("lomiri-wallpapers-16.04", "lomiri-wallpapers-20.04", "mate-backgrounds"),
     addresses=(
       Address(
@@ -64,12 +93,6 @@ def root() -> Path:
   return Path(os.environ.get("NORMJAX_DATA") or "~/.cache/normjax").expanduser()
 
 
-def checksums(name: str) -> dict[str, str]:
-  """Return the files of a set with their sha256."""
-  lines = Path(__file__).with_name(f"{name}.sha256").read_text().splitlines()
-  return {file: digest for digest, file in (line.split("  ", 1) for line in lines)}
-
-
 def sha256(path: Path) -> str:
   """Return the sha256 of a file as hexadecimal digits."""
   with path.open("rb") as file:
@@ -79,12 +102,12 @@ def sha256(path: Path) -> str:
 def problems(name: str, folder: Path) -> list[str]:
   """Return what is wrong with a set in a folder: a phrase for each missing or damaged file."""
   found = []
-  for file, expected in checksums(name).items():
+  for file, expected in SETS[name].files.items():
     path = folder / file
     if not path.is_file():
-      found.append(f"{path} is missing")
+      found.append(f"{file} is missing")
     elif (actual := sha256(path)) != expected:
-      found.append(f"{path} is damaged: its sha256 is {actual}, expected {expected}")
+      found.append(f"{file} is damaged: its sha256 is {actual}, expected {expected}")
   return found
 
 
@@ -97,7 +120,7 @@ def require(name: str) -> Path:
   folder = root() / name
   if found := problems(name, folder):
     raise ValueError(
-      f"data set {name} is not ready: {found[0]}; get it with: "
+      f"data set {name} is not in {folder}: {found[0]}. Get it with: "
       f"python -m experiments.data.fetch {name}"
     )
   return folder

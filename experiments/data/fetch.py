@@ -20,7 +20,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from experiments.data import _packages
 from experiments.data._download import Report, download
 from experiments.data._names import check_name
-from experiments.data._store import SETS, checksums, problems, root
+from experiments.data._store import SETS, problems, root
 
 _LIST = flags.DEFINE_bool("list", False, "say which sets there are, and which are here")
 
@@ -52,7 +52,7 @@ def fetch(name: str, console: Console | None = None) -> Path:
         _install(name, staging, folder)
     except (ValueError, ConnectionError) as error:
       answers.append(str(error))
-      console.print(f"{name}: {error}", markup=False)
+      console.print(f"{name}: {error}", markup=False, soft_wrap=True)
     else:
       console.print(f"{name}: now in {folder}, verified")
       return folder
@@ -80,15 +80,12 @@ def _from_addresses(name: str, staging: Path, console: Console) -> None:
       file = downloads / PurePosixPath(address.url).name
       if not file.exists():
         download(address, file, _report(progress, file.name))
-  try:
-    for file in downloads.iterdir():
-      if file.suffix == ".deb":
-        _packages.unpack(file, staging)
-      else:
-        shutil.copy(file, staging)
-  finally:
-    # Complete, so there is nothing to resume; and should they be wrong, the next call starts anew.
-    shutil.rmtree(downloads)
+  for file in downloads.iterdir():
+    if file.suffix == ".deb":
+      _packages.unpack(file, staging)
+    else:
+      file.replace(staging / file.name)
+  shutil.rmtree(downloads)
 
 
 def _progress(console: Console) -> Progress:
@@ -107,13 +104,13 @@ def _install(name: str, staging: Path, folder: Path) -> None:
     ready = parent / name
     ready.mkdir()
     found = {path.name: path for path in staging.rglob("*") if path.is_file()}
-    for file in checksums(name):
+    for file in SETS[name].files:
       if file in found:
         found[file].replace(ready / file)
       elif f"{file}.gz" in found:
         _decompress(found[f"{file}.gz"], ready / file)
     if wrong := problems(name, ready):
-      raise ValueError(wrong[0].replace(f"{ready}/", ""))
+      raise ValueError(wrong[0])
     # A folder can't replace one that isn't empty: the damaged one goes aside first.
     if folder.exists():
       folder.rename(parent / "damaged")
@@ -124,7 +121,7 @@ def _decompress(source: Path, target: Path) -> None:
   try:
     with gzip.open(source) as packed, target.open("wb") as file:
       shutil.copyfileobj(packed, file)
-  except (OSError, EOFError, zlib.error) as error:
+  except (gzip.BadGzipFile, EOFError, zlib.error) as error:
     raise ValueError(f"{source.name} is damaged: {error}") from error
 
 
@@ -141,7 +138,7 @@ def main(argv: list[str]) -> None:
   try:
     for name in argv[1:]:
       fetch(name, console)
-  except ValueError as error:
+  except (OSError, ValueError) as error:
     raise SystemExit(f"fetch: {error}") from error
 
 
