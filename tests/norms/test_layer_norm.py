@@ -170,9 +170,10 @@ def test_swapping_the_flax_module_keeps_parameters_and_numbers(ours, theirs, dty
   np.testing.assert_allclose(new(x), old(x).astype(dtype), rtol=3 * jnp.finfo(dtype).eps, atol=2e-6)
   assert new(x).dtype == dtype
   # Both take the same keys, so that the layers built after them start from the same values.
-  rngs = [nnx.Rngs(3), nnx.Rngs(3)]
+  rngs = [nnx.Rngs(0, params=3), nnx.Rngs(0, params=3)]
   theirs(6, rngs=rngs[0]), ours(6, rngs=rngs[1])
   assert rngs[0].params() == rngs[1].params()
+  assert rngs[0]() == rngs[1]()
 
 
 def test_swapping_keyword_arguments():
