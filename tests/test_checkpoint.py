@@ -316,6 +316,17 @@ def test_another_tree_is_named_leaf_by_leaf(saved):
   assert snapshot(saved) == before
 
 
+def test_what_is_not_damage_is_not_called_so(saved):
+  # 5 entries can't be split over 8 devices.
+  split = NamedSharding(mesh((8,), "data"), PartitionSpec("data"))
+  abstract = {**ABSTRACT, "params": {**ABSTRACT["params"]}}
+  half = abstract["params"]["half"]
+  abstract["params"]["half"] = jax.ShapeDtypeStruct(half.shape, half.dtype, sharding=split)
+  with pytest.raises(ValueError, match=r"step 15 in .* can't be read \(.*divisible") as error:
+    restore(saved, abstract=abstract)
+  assert "damaged" not in str(error.value)
+
+
 def test_missing_steps_and_data(saved, tmp_path):
   with checkpoint.Checkpointer(tmp_path, RECORD) as checkpointer:
     with pytest.raises(ValueError, match="no checkpoint in .* yet"):

@@ -21,6 +21,10 @@ _LATER = "commit_success.txt"
 _CHUNK = 1 << 22
 
 
+class Damaged(ValueError):
+  """A checkpoint is not what was saved."""
+
+
 def checksum(value: Any) -> int:
   """Return the CRC-32 of a JSON value."""
   return zlib.crc32(json.dumps(value, sort_keys=True).encode())
@@ -67,18 +71,18 @@ def check_files(directory: epath.Path) -> None:
   """Compare every file with the list; several processes share the reading.
 
   Raises:
-    ValueError: naming each file that is missing, of another size or changed.
+    Damaged: naming each file that is missing, of another size or changed.
   """
   path = directory / _LIST
   if not path.exists():
-    raise ValueError(f"{path} is missing")
+    raise Damaged(f"{path} is missing")
   try:
     listed = json.loads(path.read_text())
     sound = listed["checksum"] == checksum(listed["files"])
   except (ValueError, TypeError, KeyError):
     sound = False
   if not sound:
-    raise ValueError(f"{path} was changed or cut off")
+    raise Damaged(f"{path} was changed or cut off")
   names, count = sorted(listed["files"]), jax.process_count()
   faults = {
     name: fault
@@ -90,7 +94,7 @@ def check_files(directory: epath.Path) -> None:
     bad = multihost_utils.process_allgather(bad).max(axis=0)
   if bad.any():
     wrong = [name for name, fault in zip(names, bad, strict=True) if fault]
-    raise ValueError(
+    raise Damaged(
       "; ".join(f"{directory / name} {faults.get(name, 'is damaged')}" for name in wrong[:5])
       + (f"; and {len(wrong) - 5} more files" if len(wrong) > 5 else "")
     )

@@ -14,7 +14,7 @@ from etils import epath
 from jaxtyping import PyTree
 
 from normjax.checkpoint import _manifest
-from normjax.checkpoint._files import check_files, checksum
+from normjax.checkpoint._files import Damaged, check_files, checksum
 
 ROOT, STATE, MANIFEST = "checkpoints", "state", "manifest"
 _ORBAX = str(epath.Path(ocp.__file__).parent)
@@ -55,19 +55,35 @@ def choose_step(root: epath.Path, step: int | None) -> int:
 
 
 def read_manifest(root: epath.Path, step: int) -> dict[str, Any]:
-  """Return the manifest of a step, checked against its own checksum."""
+  """Return the manifest of a step.
+
+  Raises:
+    Damaged: if it is missing or does not fit its own checksum.
+  """
   folder = root / str(step) / MANIFEST
   try:
     manifest = dict(ocp.JsonCheckpointHandler().restore(folder))
     body = {key: value for key, value in manifest.items() if key != "checksum"}
     sound = manifest["checksum"] == checksum(body)
   except FileNotFoundError as error:
-    raise ValueError(f"the file in {folder} is missing") from error
+    raise Damaged(f"the file in {folder} is missing") from error
   except (ValueError, TypeError, KeyError):
     sound = False
   if not sound:
-    raise ValueError(f"the file in {folder} was changed or cut off")
+    raise Damaged(f"the file in {folder} was changed or cut off")
   return manifest
+
+
+def _placed(abstract: PyTree) -> PyTree:
+  """Return the abstract tree with a sharding on every leaf, each of which fits its shape."""
+  here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+
+  def place(x):
+    sharding = getattr(x, "sharding", None) or here
+    sharding.shard_shape(x.shape)  # Raises; while reading it would do so in another thread.
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+  return jax.tree.map(place, abstract)
 
 
 def _read(
@@ -79,12 +95,8 @@ def _read(
     saved = {name: leaf for name, leaf in saved.items() if name.split("/")[0] in abstract}
   if different := _manifest.differences(saved, _manifest.describe(abstract)):
     raise TreeMismatch("\n  ".join(different))
+  abstract = _placed(abstract)
   check_files(root / str(step) / STATE)
-  here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  abstract = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None) or here),
-    abstract,
-  )
   args = ocp.args.PyTreeRestore(
     item=abstract,
     restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
@@ -94,7 +106,7 @@ def _read(
     state = reader.restore(root / str(step) / STATE, args=args)
   read = _manifest.fingerprinted(state)
   if wrong := [name for name in read if read[name] != saved[name]]:
-    raise ValueError("these leaves differ from what was saved: " + ", ".join(wrong))
+    raise Damaged("these leaves differ from what was saved: " + ", ".join(wrong))
   return state, manifest
 
 
@@ -120,16 +132,12 @@ def read(
       f"the checkpoint of step {step} in {root} is of another model or optimizer:\n  {error}\n"
       "Nothing was changed or deleted"
     ) from error
-  except Exception as error:  # Whatever a damaged file makes Orbax or tensorstore raise.
+  except Exception as error:  # Orbax and tensorstore raise nearly everything.
+    what = "is damaged" if isinstance(error, Damaged) else f"can't be read ({type(error).__name__})"
     raise ValueError(
-      f"the checkpoint of step {step} in {root} is damaged: {_summary(error)}\n"
+      f"the checkpoint of step {step} in {root} {what}: {' '.join(str(error).split())[:600]}\n"
       f"{_intact(root, step, choose, partial)}. Nothing was changed or deleted"
     ) from error
-
-
-def _summary(error: Exception) -> str:
-  text = " ".join(str(error).split())
-  return text[:600] if type(error) is ValueError else f"{type(error).__name__}: {text[:600]}"
 
 
 def _intact(root: epath.Path, bad: int, choose: Callable[[Any], PyTree], partial: bool) -> str:
@@ -142,7 +150,7 @@ def _intact(root: epath.Path, bad: int, choose: Callable[[Any], PyTree], partial
   for step in others:
     try:
       _read(root, step, choose, partial)
-    except Exception:  # It is just as damaged.
+    except Exception:  # It is no better.
       continue
     good.append(step)
   if not good:
