@@ -1,6 +1,6 @@
-"""Softmax attention for `nnx.MultiHeadAttention` that keeps float64 and low-precision inputs right.
+"""Softmax attention for `nnx.MultiHeadAttention`, right in float64 and in low precision.
 
-flax's default calls `jax.nn.dot_product_attention`, whose softmax is float32 even for float64 inputs.
+flax calls `jax.nn.dot_product_attention`, whose softmax is float32 for float64 inputs too.
 """
 
 import jax
@@ -24,6 +24,11 @@ def softmax_attention(
 
   Returns:
     (b, n, h, d) in the dtype of `value`.
+
+  Example:
+    >>> x = jnp.ones((2, 5, 3, 4))
+    >>> softmax_attention(x, x, x).shape
+    (2, 5, 3, 4)
   """
   wide = jnp.promote_types(query.dtype, jnp.float32)
   query = query / jnp.sqrt(query.shape[-1]).astype(query.dtype)

@@ -1,7 +1,7 @@
 """The pre-norm transformer encoder block.
 
-Initial values are the Vision Transformer's (Dosovitskiy et al., "An Image is Worth 16x16 Words", 2020,
-arXiv 2010.11929): Xavier-uniform kernels, zero attention biases, MLP biases N(0, 1e-6).
+Initial values are the Vision Transformer's (Dosovitskiy et al., "An Image is Worth 16x16 Words",
+2020, arXiv 2010.11929): Xavier-uniform kernels, zero attention biases, MLP biases N(0, 1e-6).
 """
 
 from functools import partial
@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from normjax.blocks._attention import softmax_attention
+from normjax.blocks._dot_general import dot_general
 from normjax.norms import LayerNorm
 
 _xavier = nnx.initializers.xavier_uniform()
@@ -58,7 +59,11 @@ class EncoderBlock(nnx.Module):
     hidden = 4 * features if mlp_features is None else mlp_features
     options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
     dense = partial(
-      nnx.Linear, kernel_init=_xavier, bias_init=nnx.initializers.normal(1e-6), **options
+      nnx.Linear,
+      kernel_init=_xavier,
+      bias_init=nnx.initializers.normal(1e-6),
+      dot_general=dot_general,
+      **options,
     )
     self.attention_norm = LayerNorm(features, epsilon=1e-6, **options)
     self.attention = nnx.MultiHeadAttention(
@@ -66,6 +71,8 @@ class EncoderBlock(nnx.Module):
       features,
       kernel_init=_xavier,
       attention_fn=softmax_attention,
+      qkv_dot_general=dot_general,
+      out_dot_general=dot_general,
       decode=False,
       **options,
     )

@@ -1,8 +1,8 @@
 """The shape that all coupling layers share: one part conditions, the other is transformed.
 
-Splitting a coupling into five small pure methods, instead of writing `forward` and `inverse` anew in
-each, is what lets `Scan(memory="reversible")` rebuild a layer's input *and* differentiate the layer
-with one evaluation of its network (see `_reversible.py`).
+Splitting a coupling into five small pure methods, instead of writing `forward` and `inverse` anew
+in each, is what lets `Scan(memory="reversible")` rebuild a layer's input *and* differentiate the
+layer with one evaluation of its network (see `_reversible.py`).
 """
 
 import abc
@@ -18,9 +18,9 @@ class Coupling(Bijector):
   (x1, x2) = split(x);  theta = conditioner(x1, cond);  (y2, log_det) = transform(x2, theta);
   y = join(x1, y2), with `log_det` (B,).
 
-  A subclass implements `split`, `join`, `conditioner`, `transform` and `untransform` under two rules:
-  all Params are used by `conditioner` alone, and `join` is the inverse of `split`, which merely
-  rearranges entries (so `join` is also its transpose).
+  A subclass implements `split`, `join`, `conditioner`, `transform` and `untransform` under two
+  rules: all Params are used by `conditioner` alone, and `join` is the inverse of `split`, which
+  merely rearranges entries (so `join` is also its transpose).
 
   Reference:
     Dinh, Sohl-Dickstein, Bengio, "Density estimation using Real NVP", 2016, arXiv 1605.08803.

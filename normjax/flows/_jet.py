@@ -1,12 +1,12 @@
 """Jet, a coupling flow whose only learned block is a small Vision Transformer.
 
 Differences from the authors' implementation, none of which changes the function: permutations are
-integer gathers outside the parameters, both kinds of coupling share one code path, images need not be
-square, and the head runs in float32 so that forward and inverse use one and the same scale.
+integer gathers outside the parameters, both kinds of coupling share one code path, images need not
+be square, and the head runs in float32 so that forward and inverse use one and the same scale.
 
-A coupling multiplies an entry by less than `scale_factor`, so `depth` couplings expand volume by less
-than depth / 2 * log(scale_factor) nats per dimension. Data in [-1, 1] needs roughly 2 to 4: below some
-16 couplings the model saturates and loses whole bits. Watch `Jet.saturation`.
+A coupling multiplies an entry by less than `scale_factor`, so `depth` couplings expand volume by
+less than depth / 2 * log(scale_factor) nats per dimension. Data in [-1, 1] needs roughly 2 to 4:
+below some 16 couplings the model saturates and loses whole bits. Watch `Jet.saturation`.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from normjax.blocks import EncoderBlock, Repeat, softmax_attention
+from normjax.blocks import EncoderBlock, Repeat, dot_general, softmax_attention
 from normjax.flows._bijector import Bijector
 from normjax.flows._coupling import Coupling
 from normjax.flows._jet_permutations import coupling_permutations
@@ -46,7 +46,9 @@ class JetNetwork(nnx.Module):
     rngs,
   ):
     options = {"param_dtype": param_dtype, "rngs": rngs}
-    self.init_proj = nnx.Linear(features // 2, emb_dim, dtype=dtype, **options)
+    self.init_proj = nnx.Linear(
+      features // 2, emb_dim, dtype=dtype, dot_general=dot_general, **options
+    )
     posemb_init = nnx.initializers.normal(emb_dim**-0.5)
     self.posemb = nnx.Param(posemb_init(rngs.params(), (1, num_tokens, emb_dim), param_dtype))
     self.context_attention = None if cond_dim is None else nnx.MultiHeadAttention(
@@ -59,7 +61,13 @@ class JetNetwork(nnx.Module):
     self.blocks = Repeat(make_block, block_depth, rngs=rngs)
     self.final_norm = LayerNorm(emb_dim, epsilon=1e-6, **options)
     # Zero, so that a new Jet is exactly the identity.
-    self.final_proj = nnx.Linear(emb_dim, features, kernel_init=nnx.initializers.zeros, **options)
+    self.final_proj = nnx.Linear(
+      emb_dim,
+      features,
+      kernel_init=nnx.initializers.zeros,
+      dot_general=dot_general,
+      **options,
+    )
 
   def __call__(self, x, context):
     x = self.init_proj(x)  # (b, n, emb)
@@ -135,8 +143,8 @@ class Jet(Bijector):
     emb_dim: width of the transformers.
     num_heads: attention heads; must divide `emb_dim`.
     patch_size: side of the square patches; must divide H and W.
-    kinds: "channels" (half of each token's features condition) or "spatial" (half of the tokens do),
-      drawn cyclically.
+    kinds: "channels" (half of each token's features condition) or "spatial" (half of the tokens
+      do), drawn cyclically.
     channel_projections: how features are permuted before a channel split; only "random".
     spatial_projections: "checkerboard", "vstripes", "hstripes", each also with "-inv".
     scale_factor: m, the upper bound of a coupling's scale.
@@ -148,8 +156,8 @@ class Jet(Bijector):
     rngs: the stream `params`.
 
   Raises:
-    ValueError: if the patch size does not divide the image, a token has an odd number of features, a
-      pattern does not fit the grid of patches, a name is unknown, or sizes are out of range.
+    ValueError: if the patch size does not divide the image, a token has an odd number of features,
+      a pattern does not fit the grid of patches, a name is unknown, or sizes are out of range.
 
   Reference:
     Kolesnikov, Susano Pinto, Tschannen, "Jet: A Modern Transformer-Based Normalizing Flow", 2024,
@@ -211,12 +219,13 @@ class Jet(Bijector):
     self.class_embedding = None if num_classes is None else nnx.Embed(
       num_classes + 1, emb_dim, param_dtype=param_dtype, rngs=rngs
     )  # fmt: skip
+    network = {
+      "block_depth": block_depth, "emb_dim": emb_dim, "num_heads": num_heads,
+      "cond_dim": self.cond_dim, "dtype": dtype, "param_dtype": param_dtype,
+    }  # fmt: skip
 
     def make(rngs, orders):
-      return JetCoupling(
-        *orders, scale_factor=scale_factor, block_depth=block_depth, emb_dim=emb_dim,
-        num_heads=num_heads, cond_dim=self.cond_dim, dtype=dtype, param_dtype=param_dtype, rngs=rngs,
-      )  # fmt: skip
+      return JetCoupling(*orders, scale_factor=scale_factor, rngs=rngs, **network)
 
     self.couplings = Scan(make, depth, orders, memory=memory, rngs=rngs)
 

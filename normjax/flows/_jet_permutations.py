@@ -1,9 +1,9 @@
 """Which entries each of Jet's couplings conditions on, as integer gathers.
 
-All kinds of coupling are one operation here: permute the features inside each token, cut every token
-in two half-tokens, permute the 2n half-tokens; the first n condition, the last n are transformed. The
-authors store dense permutation matrices among the parameters instead; gathers are exact in every
-precision, and integers can't be trained by mistake.
+All kinds of coupling are one operation here: permute the features inside each token, cut every
+token in two half-tokens, permute the 2n half-tokens; the first n condition, the last n are
+transformed. The authors store dense permutation matrices among the parameters instead; gathers are
+exact in every precision, and integers can't be trained by mistake.
 """
 
 import difflib
@@ -43,12 +43,12 @@ def coupling_permutations(
     spatial_projections: drawn cyclically, one step per "spatial" coupling.
 
   Returns:
-    `(feature_order, half_order)`, (depth, c) and (depth, 2 n): entry j of the permuted axis is entry
-    `order[j]` of the original.
+    `(feature_order, half_order)`, (depth, c) and (depth, 2 n): entry j of the permuted axis is
+    entry `order[j]` of the original.
 
   Raises:
-    ValueError: for an unknown or missing name, an odd number of features, or a pattern that the grid
-      can't hold.
+    ValueError: for an unknown or missing name, an odd number of features, or a pattern that the
+      grid can't hold.
   """
   _check_names("kinds", kinds, KINDS)
   _check_names("channel_projections", channel_projections, CHANNEL_PROJECTIONS)

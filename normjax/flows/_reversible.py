@@ -1,8 +1,8 @@
 """Back-propagation through a stack of bijectors that stores no activations.
 
-Only the stack's output is kept. The backward pass walks the layers from last to first: it rebuilds a
-layer's input by its inverse, takes the layer's vector-Jacobian product there, and moves on, so the
-memory for activations does not grow with depth (RevNet; Gomez et al., "The Reversible Residual
+Only the stack's output is kept. The backward pass walks the layers from last to first: it rebuilds
+a layer's input by its inverse, takes the layer's vector-Jacobian product there, and moves on, so
+the memory for activations does not grow with depth (RevNet; Gomez et al., "The Reversible Residual
 Network: Backpropagation Without Storing Activations", 2017, arXiv 1707.04585).
 """
 

@@ -17,17 +17,18 @@ class Scan(Bijector):
 
   z = f_L( ... f_1(x)),  log_det (B,) = sum of the layers' log_dets.
 
-  Every Variable of the layers is stacked on a leading axis of size `length` and scanned, trainable or
-  not, so that e.g. permutation indices may differ by layer.
+  Every Variable of the layers is stacked on a leading axis of size `length` and scanned, trainable
+  or not, so that e.g. permutation indices may differ by layer.
 
   Args:
-    make: `make(rngs)`, or `make(rngs, slice_of_xs)` when `xs` is given, builds one layer. It is traced
-      once, whatever the length.
+    make: `make(rngs)`, or `make(rngs, slice_of_xs)` when `xs` is given, builds one layer. It is
+      traced once, whatever the length.
     length: the number of layers, at least 1.
     xs: a pytree of arrays with leading axis `length`; layer i is made with slice i.
     memory: what the gradient of `forward` keeps per layer. "store": every activation; "remat": the
-      layer's input, the rest is recomputed; "reversible": nothing, inputs are rebuilt by the inverse,
-      at the price of rounding errors that grow with depth. `inverse` always uses plain autodiff.
+      layer's input, the rest is recomputed; "reversible": nothing, inputs are rebuilt by the
+      inverse, at the price of rounding errors that grow with depth. `inverse` always uses plain
+      autodiff.
     rngs: the random streams; every layer gets its own split of each.
 
   Raises:
