@@ -1,0 +1,52 @@
+"""The keys that every density experiment has, with Jet's recipe as their values."""
+
+from ml_collections import ConfigDict
+
+
+def density_config() -> ConfigDict:
+  """Return the defaults; an experiment file overrides what is its own."""
+  config = ConfigDict()
+  config.task = "density"
+  config.seed = 0
+
+  config.data = ConfigDict({"name": "digits", "options": ConfigDict()})
+  # x = low + (q + u) / levels, see normjax.flows.dequantize; the map of Jet's own code.
+  config.levels = 127.5
+  config.low = -1.0
+
+  # Arguments of normjax.flows.Jet besides the shape.
+  config.model = ConfigDict()
+  config.model.depth = 32
+  config.model.block_depth = 2
+  config.model.emb_dim = 512
+  config.model.num_heads = 8
+  config.model.patch_size = 4
+  config.model.kinds = ("channels", "channels", "spatial")
+  config.model.spatial_projections = ("checkerboard", "checkerboard-inv")
+  config.model.memory = "reversible"
+  config.model.dtype = "float32"
+  config.class_conditional = False
+  config.label_dropout = 0.1
+
+  config.batch_size = 128
+  config.total_steps = 1000
+  config.optimizer = ConfigDict()
+  config.optimizer.lr = 3e-4
+  config.optimizer.b1 = 0.9
+  config.optimizer.b2 = 0.95
+  config.optimizer.clip = 1.0
+  config.optimizer.weight_decay = 1e-5
+  config.optimizer.warmup = 0.1
+  config.optimizer.mu_dtype = "float32"
+  config.ema_decay = 0.0  # 0: no running mean of the parameters
+
+  config.log_every = 20
+  config.eval_every = 200
+  config.save_every = 500
+  config.keep = 3
+
+  config.eval = ConfigDict()
+  config.eval.batch_size = 120
+  config.eval.examples = 1000  # held-out examples of the curve; the final number takes all
+  config.eval.draws = 5  # dequantizations of the final number
+  return config.copy_and_resolve_references()

@@ -1,0 +1,197 @@
+"""Train an experiment, resume it, evaluate it: the one training loop.
+
+  python -m experiments.train --config=experiments/configs/jet_digits.py --workdir=runs/jet_digits
+
+Append `:tiny` to the config file for a run of seconds, `--config.KEY=VALUE` to change a value. Run
+the same command again to resume. SIGTERM saves and exits with 143.
+"""
+
+import signal
+import sys
+import threading
+import time
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import app, flags, logging
+from flax import nnx
+from ml_collections import config_flags
+
+from experiments import data, evaluate, plots, sample, sharding, tasks
+from experiments.metrics import MetricWriter, Progress
+from experiments.optimizer import make_optimizer
+from normjax import checkpoint
+
+_CONFIG = config_flags.DEFINE_config_file("config", help_string="Experiment: file.py[:tiny].")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, curves and pictures go.")
+_MESH = flags.DEFINE_string("mesh", "", 'Devices: "data:8", "data:2,fsdp:4"; empty: one.')
+_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the processes of several hosts.")
+
+
+def train(config, workdir: str, mesh_string: str = "", distributed: bool = False) -> bool:
+  """Train to the end or to SIGTERM; return whether the end was reached."""
+  # -- Devices -----------------------------------------------------------------------------------
+  stop = threading.Event()
+  if distributed:
+    sharding.initialize()  # JAX listens to SIGTERM itself: see Checkpointer.reached_preemption.
+  else:
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+  sharding.ensure_devices(mesh_string)
+  mesh = sharding.make_mesh(mesh_string)
+  jax.set_mesh(mesh)
+  batch_sharding, replicated = sharding.batch_sharding(mesh), sharding.replicated(mesh)
+
+  # -- Task: data, model, loss -------------------------------------------------------------------
+  task = tasks.make(config)
+  optimizer = make_optimizer(config.optimizer, config.total_steps)
+  batches = data.batches(
+    task.dataset.train, config.batch_size, config.seed,
+    process_index=jax.process_index(), process_count=jax.process_count(),
+  )  # fmt: skip
+  logging.info("%s; %d devices", task.dataset.description, mesh.size)
+
+  # -- State: shapes first, then values from a checkpoint or the seed ----------------------------
+  structure = []
+
+  def init():
+    model = checkpoint.build(task.model, nnx.Rngs(config.seed))
+    graphdef, params, rest = checkpoint.to_state(model)
+    structure.append(graphdef)
+    state = {
+      "params": params,
+      "rest": rest,
+      "opt": optimizer.init(params),
+      "key": jax.random.key(config.seed),
+      "step": jnp.zeros((), jnp.int32),
+    }
+    return {**state, "ema": jax.tree.map(jnp.copy, params)} if config.ema_decay else state
+
+  abstract = jax.eval_shape(init)
+  shardings = sharding.state_shardings(abstract, mesh)
+
+  def train_step(state, batch):
+    key = jax.random.fold_in(state["key"], state["step"])
+
+    def loss_fn(params):
+      model = checkpoint.from_state(structure[0], params, state["rest"])
+      loss, metrics = task.loss(model, batch, key)
+      return loss, (metrics, nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param))))
+
+    gradients, (metrics, rest) = jax.grad(loss_fn, has_aux=True)(state["params"])
+    updates, opt = optimizer.update(gradients, state["opt"], state["params"])
+    params = optax.apply_updates(state["params"], updates)
+    step = state["step"] + 1
+    metrics["gradient_norm"] = optax.global_norm(gradients)
+    new = {**state, "params": params, "rest": rest, "opt": opt, "step": step}
+    if config.ema_decay:
+      # A young mean forgets faster, so that initial values don't linger in it.
+      decay = jnp.minimum(config.ema_decay, (1 + step) / (10 + step))
+      new["ema"] = optax.incremental_update(params, state["ema"], 1 - decay)
+    return new, metrics
+
+  def evaluation_step(state, batch, key):
+    weights = state["ema"] if config.ema_decay else state["params"]
+    model = checkpoint.from_state(structure[0], weights, state["rest"])
+    return jnp.mean(task.score(model, batch, key, 1))
+
+  train_step = jax.jit(
+    train_step, donate_argnums=0, in_shardings=(shardings, batch_sharding),
+    out_shardings=(shardings, replicated),
+  )  # fmt: skip
+  evaluation_step = jax.jit(evaluation_step, out_shardings=replicated)
+  held_out = task.evaluation_arrays(config.eval.examples)
+  equal = len(held_out["image"]) // jax.process_count() * jax.process_count()
+  held_out = {name: array[:equal] for name, array in held_out.items()}
+
+  def held_out_score(state):
+    size = min(config.eval.batch_size, len(held_out["image"]))
+    size -= size % mesh.size
+    passes = data.batches(
+      held_out, size, shuffle=False, repeat=False,
+      process_index=jax.process_index(), process_count=jax.process_count(),
+    )  # fmt: skip
+    # Only whole batches: one shape to compile, and the mean of means is the mean.
+    whole = [b for b in passes if len(b["image"]) == size // jax.process_count()]
+    put = [sharding.put_batch(b, batch_sharding) for b in whole]
+    key = jax.random.key(config.seed + 1)
+    scores = [evaluation_step(state, b, jax.random.fold_in(key, i)) for i, b in enumerate(put)]
+    return float(np.mean([np.asarray(score) for score in scores]))
+
+  record = {"model": task.model, "config": config.to_dict()}
+  with checkpoint.Checkpointer(
+    workdir, record, max_to_keep=config.keep, save_every=config.save_every
+  ) as checkpointer:
+    if checkpointer.latest_step is None:
+      state, start = jax.jit(init, out_shardings=shardings)(), 0
+    else:
+      wanted = sharding.with_shardings(abstract, shardings)
+      state, start = checkpointer.restore(wanted, batches)
+      logging.info("resumed at step %d of %d", start, config.total_steps)
+
+    # -- Loop --------------------------------------------------------------------------------------
+    writer = MetricWriter(workdir, start)
+    progress = Progress(config.total_steps, start)
+    pending = []  # (step, metrics) on the device, not looked at yet
+    begin = time.monotonic()
+
+    def look():
+      """Fetch what is pending; stop at the first number that is not finite."""
+      for step, metrics in jax.device_get(pending):
+        for name, value in metrics.items():
+          if not np.isfinite(value):
+            good = checkpointer.latest_step
+            last = "none was saved" if good is None else f"step {good} in {workdir}/checkpoints"
+            raise FloatingPointError(
+              f"{name} is {value} at step {step}; last good checkpoint: {last}"
+            )
+      last = {k: float(v) for k, v in jax.device_get(pending[-1][1]).items()} if pending else {}
+      pending.clear()
+      return last
+
+    step = start
+    while step < config.total_steps and not stop.is_set():
+      batch = sharding.put_batch(next(batches), batch_sharding)
+      state, metrics = train_step(state, batch)
+      step += 1
+      pending.append((step, metrics))
+      final = step == config.total_steps
+      if step % config.log_every == 0 or final:
+        logged = look() | {"seconds": time.monotonic() - begin}
+        writer.write(step, logged)
+        progress.update(step, logged)
+      if step % config.eval_every == 0 or final:
+        score = {f"test_{task.metric}": held_out_score(state)}
+        writer.write(step, score)
+        progress.update(step, score)
+      if checkpointer.reached_preemption(step):
+        stop.set()
+      if final or stop.is_set() or checkpointer.should_save(step):
+        look()
+        checkpointer.save(step, state, batches, force=True)
+    progress.close()
+    writer.close()
+  return step == config.total_steps
+
+
+def main(argv):
+  """Run an experiment to its end, then evaluate it and draw its pictures."""
+  if len(argv) > 1:
+    raise app.UsageError(f"unknown arguments {argv[1:]}; flags look like --workdir=DIR")
+  config, workdir = _CONFIG.value, _WORKDIR.value
+  logging.set_verbosity(logging.INFO)
+  if not train(config, workdir, _MESH.value, _DISTRIBUTED.value):
+    print(f"Stopped early; run the same command to resume from {workdir}.")
+    sys.exit(143)
+  if _DISTRIBUTED.value:
+    print(f"Trained. Evaluate with: python -m experiments.evaluate --workdir={workdir}")
+    return
+  sample.run(workdir)
+  evaluate.run(workdir)
+
+
+if __name__ == "__main__":
+  flags.mark_flags_as_required(["config", "workdir"])
+  app.run(main)
