@@ -1,0 +1,1 @@
+"""Training scripts and what they need; see `experiments.train`."""

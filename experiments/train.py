@@ -11,7 +11,6 @@ import sys
 import threading
 import time
 
-import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,7 +19,7 @@ from absl import app, flags, logging
 from flax import nnx
 from ml_collections import config_flags
 
-from experiments import data, evaluate, plots, sample, sharding, tasks
+from experiments import data, evaluate, sample, sharding, tasks
 from experiments.metrics import MetricWriter, Progress
 from experiments.optimizer import make_optimizer
 from normjax import checkpoint

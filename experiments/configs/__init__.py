@@ -1,0 +1,1 @@
+"""Experiments as executable configs: `get_config(mode)`; every file has a `tiny` mode."""

@@ -1,8 +1,8 @@
 """Jet on ImageNet at 64x64: the recipe of its authors.
 
-Expected (from the paper, not run here): 3.72 bits/dim after 200 epochs at depth 32 and block depth 2;
-3.66 at depth 64 and block depth 5. Kolesnikov, Susano Pinto, Tschannen, "Jet: A Modern Transformer-
-Based Normalizing Flow", 2024, arXiv 2412.15129. Batch 1024 wants a mesh: `--mesh=data:8`.
+Expected (from the paper, not run here): 3.72 bits/dim after 200 epochs at depth 32, block depth 2;
+3.66 at depth 64, block depth 5. Kolesnikov, Susano Pinto, Tschannen, "Jet: A Modern
+Transformer-Based Normalizing Flow", 2024, arXiv 2412.15129. Batch 1024 wants `--mesh=data:8`.
 
 The images are yours: `--config.data.options.path=FOLDER_OR_NPZ`, scaled and cropped to 64x64.
 """
