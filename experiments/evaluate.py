@@ -14,11 +14,10 @@ import jax
 import numpy as np
 from absl import app, flags
 
-from experiments import data, workdirs
+from experiments import command, data, workdirs
 from experiments.references import references
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "A workdir of experiments.train.")
-_DRAWS = flags.DEFINE_integer("draws", None, "Dequantizations per image; default: the config's.")
+FLAGS = flags.FLAGS
 
 
 def run(workdir: str, draws: int | None = None) -> dict:
@@ -93,9 +92,11 @@ def main(argv):
   """Evaluate as the flags say."""
   if len(argv) > 1:
     raise app.UsageError(f"unknown arguments {argv[1:]}; flags look like --workdir=DIR")
-  run(_WORKDIR.value, _DRAWS.value)
+  run(FLAGS.workdir, FLAGS.draws)
 
 
 if __name__ == "__main__":
+  flags.DEFINE_string("workdir", None, "A workdir of experiments.train.")
+  flags.DEFINE_integer("draws", None, "Dequantizations per image; default: the config's.")
   flags.mark_flags_as_required(["workdir"])
-  app.run(main)
+  command.run(main)

@@ -11,13 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from experiments import plots, workdirs
+from experiments import command, plots, workdirs
 from experiments.tasks import Density, spherical
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "A workdir of experiments.train.")
-_TEMPERATURES = flags.DEFINE_list("temperatures", ["0.7", "0.85", "1.0"], "One grid for each.")
-_COUNT = flags.DEFINE_integer("count", 64, "Samples for each temperature.")
-_SEED = flags.DEFINE_integer("seed", 0, "Seed of the samples.")
+FLAGS = flags.FLAGS
 
 _ROW = 8  # pictures in a row
 
@@ -100,9 +97,14 @@ def main(argv):
   """Draw pictures as the flags say."""
   if len(argv) > 1:
     raise app.UsageError(f"unknown arguments {argv[1:]}; flags look like --workdir=DIR")
-  run(_WORKDIR.value, [float(t) for t in _TEMPERATURES.value], _COUNT.value, _SEED.value)
+  temperatures = [float(t) for t in FLAGS.temperatures]
+  run(FLAGS.workdir, temperatures, FLAGS.count, FLAGS.seed)
 
 
 if __name__ == "__main__":
+  flags.DEFINE_string("workdir", None, "A workdir of experiments.train.")
+  flags.DEFINE_list("temperatures", ["0.7", "0.85", "1.0"], "One grid for each.")
+  flags.DEFINE_integer("count", 64, "Samples for each temperature.")
+  flags.DEFINE_integer("seed", 0, "Seed of the samples.")
   flags.mark_flags_as_required(["workdir"])
-  app.run(main)
+  command.run(main)

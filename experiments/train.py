@@ -6,6 +6,7 @@ Append `:tiny` to the config file for a run of seconds, `--config.KEY=VALUE` to 
 the same command again to resume. SIGTERM saves and exits with 143.
 """
 
+import contextlib
 import signal
 import sys
 import threading
@@ -19,28 +20,31 @@ from absl import app, flags, logging
 from flax import nnx
 from ml_collections import config_flags
 
-from experiments import data, evaluate, sample, sharding, tasks
+from experiments import command, data, evaluate, sample, sharding, tasks
 from experiments.metrics import MetricWriter, Progress
 from experiments.optimizer import make_optimizer
 from normjax import checkpoint
 
-_CONFIG = config_flags.DEFINE_config_file("config", help_string="Experiment: file.py[:tiny].")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, curves and pictures go.")
-_MESH = flags.DEFINE_string("mesh", "", 'Devices: "data:8", "data:2,fsdp:4"; empty: one.')
-_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the processes of several hosts.")
+FLAGS = flags.FLAGS
+
+
+@contextlib.contextmanager
+def sigterm_sets(stop: threading.Event):
+  """Let SIGTERM set `stop` instead of ending the process."""
+  before = signal.signal(signal.SIGTERM, lambda *_: stop.set())
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGTERM, before)
 
 
 def train(config, workdir: str, mesh_string: str = "", distributed: bool = False) -> bool:
   """Train to the end or to SIGTERM; return whether the end was reached."""
   # -- Devices -----------------------------------------------------------------------------------
-  stop = threading.Event()
   if distributed:
-    sharding.initialize()  # JAX listens to SIGTERM itself: see Checkpointer.reached_preemption.
-  else:
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    sharding.initialize()
   sharding.ensure_devices(mesh_string)
   mesh = sharding.make_mesh(mesh_string)
-  jax.set_mesh(mesh)
   batch_sharding, replicated = sharding.batch_sharding(mesh), sharding.replicated(mesh)
 
   # -- Task: data, model, loss -------------------------------------------------------------------
@@ -120,9 +124,13 @@ def train(config, workdir: str, mesh_string: str = "", distributed: bool = False
     return float(np.mean([np.asarray(score) for score in scores]))
 
   record = {"model": task.model, "config": config.to_dict()}
-  with checkpoint.Checkpointer(
+  checkpointer = checkpoint.Checkpointer(
     workdir, record, max_to_keep=config.keep, save_every=config.save_every
-  ) as checkpointer:
+  )
+  stop = threading.Event()
+  # Among several processes JAX listens to SIGTERM itself: see Checkpointer.reached_preemption.
+  listening = contextlib.nullcontext() if distributed else sigterm_sets(stop)
+  with listening, checkpointer:
     if checkpointer.latest_step is None:
       state, start = jax.jit(init, out_shardings=shardings)(), 0
     else:
@@ -179,12 +187,12 @@ def main(argv):
   """Run an experiment to its end, then evaluate it and draw its pictures."""
   if len(argv) > 1:
     raise app.UsageError(f"unknown arguments {argv[1:]}; flags look like --workdir=DIR")
-  config, workdir = _CONFIG.value, _WORKDIR.value
+  config, workdir, distributed = FLAGS.config, FLAGS.workdir, FLAGS.distributed
   logging.set_verbosity(logging.INFO)
-  if not train(config, workdir, _MESH.value, _DISTRIBUTED.value):
+  if not train(config, workdir, FLAGS.mesh, distributed):
     print(f"Stopped early; run the same command to resume from {workdir}.")
     sys.exit(143)
-  if _DISTRIBUTED.value:
+  if distributed:
     print(f"Trained. Evaluate with: python -m experiments.evaluate --workdir={workdir}")
     return
   sample.run(workdir)
@@ -192,5 +200,9 @@ def main(argv):
 
 
 if __name__ == "__main__":
+  config_flags.DEFINE_config_file("config", help_string="Experiment: file.py[:tiny].")
+  flags.DEFINE_string("workdir", None, "Where checkpoints, curves and pictures go.")
+  flags.DEFINE_string("mesh", "", 'Devices: "data:8", "data:2,fsdp:4"; empty: one.')
+  flags.DEFINE_bool("distributed", False, "Join the processes of several hosts.")
   flags.mark_flags_as_required(["config", "workdir"])
-  app.run(main)
+  command.run(main)
