@@ -34,7 +34,7 @@ ROWS = {
   "Logistic": Row({"trainable": True}, stats.logistic),
   "Logistic/fixed": Row({}, stats.logistic),
   "StandardNormal": Row({}, stats.norm),
-  "StudentT": Row({"nu": 3.5, "trainable": True}, lambda loc, s: stats.t(3.5, loc, s)),
+  "StudentT": Row({"nu": 1.5, "trainable": True}, lambda loc, s: stats.t(1.5, loc, s)),
   "StudentT/learned nu": Row(
     {"nu": 2.5, "trainable_nu": True}, lambda loc, s: stats.t(2.5, loc, s)
   ),
@@ -213,11 +213,11 @@ def test_student_t_learns_nu():
 def test_student_t_becomes_normal_in_float32(nu):
   # Differences of log-Gammas would be off by whole nats here.
   z = jnp.linspace(-3, 3, 8, dtype=jnp.float32).reshape(4, 2)
-  heavy = flows.StudentT((2,), nu=nu).log_prob(z)
+  with jax.enable_x64(False):
+    heavy = flows.StudentT((2,), nu=nu, trainable_nu=True).log_prob(z)
+    normal = flows.StandardNormal((2,)).log_prob(z)
   assert heavy.dtype == jnp.float32
-  np.testing.assert_allclose(
-    heavy, flows.StandardNormal((2,)).log_prob(z), rtol=0, atol=50 / nu + 2e-6
-  )
+  np.testing.assert_allclose(heavy, normal, rtol=0, atol=50 / nu + 2e-6)
 
 
 def test_student_t_refuses_nu_of_zero():

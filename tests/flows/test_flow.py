@@ -92,8 +92,18 @@ def test_affine_flow_of_a_normal_is_a_diagonal_normal():
   np.testing.assert_allclose(flow.log_prob(x), normal.log_prob(x), rtol=1e-12)
 
 
-# Two-dimensional flows of every layer type; the last element is the data's domain.
-_coupling = lambda rngs, order: random_coupling(rngs, order)
+def _jet():
+  jet = flows.Jet(
+    (1, 1, 2), depth=3, block_depth=1, emb_dim=8, num_heads=2, patch_size=1, kinds=("channels",),
+    rngs=nnx.Rngs(0),
+  )  # fmt: skip
+  rng = np.random.default_rng(0)
+  move = lambda p: jnp.asarray(p + 0.5 * rng.standard_normal(p.shape), p.dtype)
+  nnx.update(jet, jax.tree.map(move, nnx.state(jet, nnx.Param)))
+  return jet
+
+
+# Two-dimensional flows of every layer type.
 PLANE = {
   "Chain": lambda: flows.Chain([
     random_coupling(nnx.Rngs(0), jnp.array([0, 1])),
@@ -101,15 +111,17 @@ PLANE = {
   ]),
   "ElementwiseAffine": lambda: flows.ElementwiseAffine([0.3, -2.0], [-0.4, 1.5]),
   "Inverted": lambda: flows.Inverted(random_coupling(nnx.Rngs(2), jnp.array([1, 0]))),
+  "Jet": _jet,
   "Logit": lambda: flows.Logit(0.0),
-  "Scan": lambda: flows.Scan(_coupling, 3, alternating_orders(2, 3), rngs=nnx.Rngs(3)),
+  "Scan": lambda: flows.Scan(random_coupling, 3, alternating_orders(2, 3), rngs=nnx.Rngs(3)),
 }  # fmt: skip
 
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("name", PLANE)
 def test_density_integrates_to_one(name):
-  flow = flows.Flow(PLANE[name](), flows.StandardNormal((2,)))
+  shape = (1, 1, 2) if name == "Jet" else (2,)
+  flow = flows.Flow(PLANE[name](), flows.StandardNormal(shape))
   steps = 600
   t = (np.arange(steps) + 0.5) / steps
   if name == "Logit":
@@ -117,7 +129,7 @@ def test_density_integrates_to_one(name):
   else:
     angle = np.pi * (t - 0.5)  # x = tan(angle) covers the whole line
     x, weight = np.tan(angle), np.pi / steps / np.cos(angle) ** 2
-  grid = np.stack(np.meshgrid(x, x, indexing="ij"), axis=-1).reshape(-1, 2)
+  grid = np.stack(np.meshgrid(x, x, indexing="ij"), axis=-1).reshape(-1, *shape)
   density = np.exp(jax.jit(flow.log_prob)(jnp.asarray(grid)))
   mass = np.sum(density.reshape(steps, steps) * weight[:, None] * weight[None])
   np.testing.assert_allclose(mass, 1, rtol=0, atol=1e-3)
