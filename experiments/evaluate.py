@@ -14,14 +14,14 @@ import jax
 import numpy as np
 from absl import app, flags
 
-from experiments import command, data, workdirs
+from experiments import command, data, plots, workdirs
 from experiments.references import references
 
 FLAGS = flags.FLAGS
 
 
 def run(workdir: str, draws: int | None = None) -> dict:
-  """Evaluate a workdir; print the table and write `evaluate.json`.
+  """Evaluate a workdir; print the table, write `evaluate.json` and draw the curves beside it.
 
   Args:
     workdir: a workdir of `experiments.train`.
@@ -57,7 +57,8 @@ def run(workdir: str, draws: int | None = None) -> dict:
   scratch.write_text(json.dumps(result, indent=2))
   scratch.replace(path)
   print(table(result))
-  print(f"wrote {path}")
+  for file in (path, plots.curves(workdir)):
+    print(f"wrote {file}")
   return result
 
 

@@ -63,7 +63,6 @@ def run(
   plots.image_grid(interpolations(task, flow, key), files[-1], columns=_ROW, **show)
   files.append(directory / "reconstructions.png")
   plots.image_grid(reconstructions(task, flow, key), files[-1], columns=_ROW, **show)
-  files.append(plots.curves(workdir))
   for file in files:
     print(f"wrote {file}")
   return files

@@ -11,9 +11,10 @@ def get_config(mode: str = ""):
   config.data.name = "natural_patches"
   config.model.update(depth=16, block_depth=1, emb_dim=96, num_heads=3, patch_size=4)
   config.batch_size = 32
-  config.total_steps = 1500
+  config.total_steps = 2000
   config.optimizer.lr = 1e-3
   config.ema_decay = 0.99
+  config.update(eval_every=200, save_every=200)
   config.eval.update(batch_size=200, examples=600, draws=1)
   if mode == "tiny":
     config.data.options = {"photos": "bundled", "stride": 64}
