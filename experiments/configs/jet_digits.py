@@ -12,7 +12,7 @@ def get_config(mode: str = ""):
   config.levels = 17 / 2
   config.model.update(depth=16, block_depth=1, emb_dim=64, num_heads=2, patch_size=2)
   config.batch_size = 128
-  config.total_steps = 3000
+  config.total_steps = 2000
   config.optimizer.lr = 1e-3
   config.ema_decay = 0.99
   if mode == "tiny":
