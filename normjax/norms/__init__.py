@@ -17,12 +17,12 @@ from normjax.norms._rms_norm import RMSNorm, rms_norm
 from normjax.norms._scale_norm import ScaleNorm, scale_norm
 
 __all__ = [
-  "NAMES",
   "CRMSNorm",
   "FixNorm",
   "L2Normalize",
   "LayerNorm",
   "LpNormalize",
+  "NAMES",
   "RMSNorm",
   "ScaleNorm",
   "compress",

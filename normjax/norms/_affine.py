@@ -20,7 +20,7 @@ def apply_affine(
   *,
   scalar_scale: bool = False,
 ) -> Float[Array, "..."]:
-  """Return `y * scale + bias`, computed no narrower than float32 and cast to `dtype` last."""
+  """Returns `y * scale + bias`, computed no narrower than float32 and cast to `dtype` last."""
   dtype = floating_dtype(dtype, "dtype")
   if scale is not None or bias is not None:
     y = y.astype(jnp.promote_types(y.dtype, jnp.float32))
@@ -49,7 +49,7 @@ def _align(
 def matching(
   num_features: int | Sequence[int], axis: int | Sequence[int]
 ) -> tuple[int | tuple[int, ...], int | tuple[int, ...]]:
-  """Return both arguments in hashable form, or raise if they name different numbers of axes."""
+  """Returns both arguments in hashable form, or raises if they name different numbers of axes."""
   sizes = (num_features,) if isinstance(num_features, int) else tuple(num_features)
   axes = (axis,) if isinstance(axis, int) else tuple(axis)
   if len(sizes) != len(axes) or any(n < 1 for n in sizes):
@@ -70,7 +70,7 @@ def make_param(
   dtype: DTypeLike,
   rngs: nnx.Rngs,
 ) -> nnx.Param[Array] | None:
-  """Return a new parameter if one is to be used."""
+  """Returns a new parameter if one is to be used."""
   if not use:
     return nnx.data(None)
   return new_param(init, (shape,) if isinstance(shape, int) else shape, dtype, rngs)
@@ -79,12 +79,12 @@ def make_param(
 def new_param(
   init: Initializer, shape: tuple[int, ...], dtype: DTypeLike, rngs: nnx.Rngs
 ) -> nnx.Param[Array]:
-  """Return a new parameter. It takes one key, as each parameter of flax's norms does."""
+  """Returns a new parameter. It takes one key, as each parameter of flax's norms does."""
   return nnx.Param(init(rngs.params(), shape, floating_dtype(dtype, "param_dtype")))
 
 
 def value_or(given: ArrayLike | None, param: nnx.Param[Array] | None) -> ArrayLike | None:
-  """Return what the caller passed, else the module's own parameter, if it has one."""
+  """Returns what the caller passed, else the module's own parameter, if it has one."""
   return given if given is not None or param is None else param[...]
 
 

@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float
 
 
 def as_floating(x: ArrayLike, name: str = "x") -> Float[Array, "..."]:
-  """Return `x` as an array, or raise if its entries are not real floating numbers."""
+  """Returns `x` as an array, or raises if its entries are not real floating numbers."""
   x = jnp.asarray(x)
   if not jnp.issubdtype(x.dtype, jnp.floating):
     raise ValueError(f"{name} must be floating, got {x.dtype}: cast it first, to float32 say")
@@ -24,7 +24,7 @@ def check_epsilon(epsilon: float) -> None:
 def prepare(
   x: ArrayLike, axis: int | Sequence[int], epsilon: float
 ) -> tuple[Float[Array, "..."], tuple[int, ...]]:
-  """Check what every norm takes; return `x` as an array and `axis` as non-negative axes."""
+  """Returns `x` as an array and `axis` as non-negative axes, both checked."""
   x = as_floating(x)
   check_epsilon(epsilon)
   return x, normalized_axes(axis, x.shape)
@@ -37,21 +37,21 @@ def check_power(p: float) -> None:
 
 
 def floating_dtype(dtype: DTypeLike, name: str) -> jnp.dtype:
-  """Return `dtype` as a dtype object, or raise if it is not a floating one."""
+  """Returns `dtype` as a dtype object, or raises if it is not a floating one."""
   if not jnp.issubdtype(dtype, jnp.floating):
     raise ValueError(f"{name} must be a floating dtype, got {jnp.dtype(dtype)}")
   return jnp.dtype(dtype)
 
 
 def statistics_dtype(x: Float[Array, "..."], compute_dtype: DTypeLike | None = None) -> jnp.dtype:
-  """Return the dtype of statistics of `x`: as asked, else float32, and float64 for float64."""
+  """Returns the dtype of statistics of `x`: as asked, else float32, and float64 for float64."""
   if compute_dtype is not None:
     return floating_dtype(compute_dtype, "compute_dtype")
   return jnp.dtype(jnp.float64 if x.dtype == jnp.float64 else jnp.float32)
 
 
 def normalized_axes(axis: int | Sequence[int], shape: tuple[int, ...]) -> tuple[int, ...]:
-  """Return `axis` as increasing non-negative axes of an array of this shape."""
+  """Returns `axis` as increasing non-negative axes of an array of this shape."""
   given = (axis,) if isinstance(axis, int) else tuple(axis)
   ndim = len(shape)
   if not given or any(not -ndim <= a < ndim for a in given):
@@ -65,7 +65,7 @@ def normalized_axes(axis: int | Sequence[int], shape: tuple[int, ...]) -> tuple[
 
 
 def single_axis(axis: int | Sequence[int], shape: tuple[int, ...], why: str) -> int:
-  """Return `axis` as one non-negative axis, or raise and say what needs it to be single."""
+  """Returns `axis` as one non-negative axis, or raises and says what needs it to be single."""
   axes = normalized_axes(axis, shape)
   if len(axes) != 1:
     raise ValueError(f"axis must be a single axis for {why}, got {axis}")
@@ -73,7 +73,7 @@ def single_axis(axis: int | Sequence[int], shape: tuple[int, ...], why: str) -> 
 
 
 def as_mask(mask: ArrayLike | None, shape: tuple[int, ...]) -> Bool[Array, "..."] | None:
-  """Return `mask` as a boolean array with the rank of the input, or raise."""
+  """Returns `mask` as a boolean array with the rank of the input, or raises."""
   if mask is None:
     return None
   mask = jnp.asarray(mask)
@@ -87,5 +87,5 @@ def as_mask(mask: ArrayLike | None, shape: tuple[int, ...]) -> Bool[Array, "..."
 
 
 def broadcasts_explicitly(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
-  """Say whether `shape` has the rank of `target` and differs from it in axes of size 1 only."""
+  """Returns whether `shape` has the rank of `target` and differs from it in axes of size 1 only."""
   return len(shape) == len(target) and all(s in (1, t) for s, t in zip(shape, target, strict=True))

@@ -25,7 +25,7 @@ def unit_rows(
   mask: Bool[Array, "..."] | None,
   axis_name: str | None,
 ) -> Float[Array, "*shape"]:
-  """Return x / max(||x||, epsilon) in the dtype of the statistics."""
+  """Returns x / max(||x||, epsilon) in the dtype of the statistics."""
   wide = x.astype(statistics_dtype(x))
   reduction = Reduction(axes, x.shape, as_mask(mask, x.shape), axis_name)
   kept = reduction.keep(wide)

@@ -155,7 +155,7 @@ def mad_prenormalize(
 
 
 def _scaled(x, axes, p, prenormalizer, center, compute_dtype, limit):
-  """Return (z, unit, gain) with z = gain * unit * c, where unit * c has size 1."""
+  """Returns (z, unit, gain) with z = gain * unit * c, where unit * c has size 1."""
   compute_dtype = floating_dtype(compute_dtype, "compute_dtype")
   n = math.prod(x.shape[a] for a in axes)
   info = jnp.finfo(compute_dtype)
@@ -216,7 +216,7 @@ def prenormalized(
   compute_dtype: DTypeLike | None,
   outside: bool = False,
 ) -> Float[Array, "..."]:
-  """Return c / (mean|c|^p + epsilon)^(1/p), or c / (mean^(1/p) + epsilon) if `outside`."""
+  """Returns c / (mean|c|^p + epsilon)^(1/p), or c / (mean^(1/p) + epsilon) if `outside`."""
   name: Prenormalizer = "mad" if isinstance(prenormalizer, bool) else prenormalizer
   compute_dtype = jnp.float16 if compute_dtype is None else compute_dtype
   n = math.prod(x.shape[a] for a in axes)

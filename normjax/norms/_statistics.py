@@ -33,7 +33,7 @@ class Reduction:
     return total if self.axis_name is None else jax.lax.psum(total, self.axis_name)
 
   def max(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Return the largest entry, as a constant: no gradient passes through it."""
+    """Returns the largest entry, as a constant: no gradient passes through it."""
     top = jnp.max(jax.lax.stop_gradient(x), self.axes, keepdims=True)
     return top if self.axis_name is None else jax.lax.pmax(top, self.axis_name)
 
@@ -56,7 +56,7 @@ class Reduction:
 def centered(
   x: Float[Array, "..."], reduction: Reduction
 ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
-  """Return `x` minus its mean, and its variance, in one pass shifted by the mean.
+  """Returns `x` minus its mean, and its variance, in one pass shifted by the mean.
 
   The mean of large numbers is rounded to their spacing: of 10^4 + N(0, 1) in float32 it is off by
   up to 10^-3, and so would be the output. Subtracting it first leaves numbers of the size of the
@@ -71,12 +71,12 @@ def centered(
 
 
 def power(x: Float[Array, "..."], p: float) -> Float[Array, "..."]:
-  """Return `x**p` for non-negative x, by multiplication where p is whole."""
+  """Returns `x**p` for non-negative x, by multiplication where p is whole."""
   return x ** int(p) if float(p).is_integer() else x**p
 
 
 def safe_root(x: Float[Array, "..."], p: float = 2.0) -> Float[Array, "..."]:
-  """Return `x**(1/p)` with gradient 0, and not infinity, at 0."""
+  """Returns `x**(1/p)` with gradient 0, and not infinity, at 0."""
   positive = x > 0
   safe = jnp.where(positive, x, jnp.ones_like(x))
   root = jnp.sqrt(safe) if p == 2 else safe ** (1 / p)
@@ -84,7 +84,7 @@ def safe_root(x: Float[Array, "..."], p: float = 2.0) -> Float[Array, "..."]:
 
 
 def mean_power(x: Float[Array, "..."], reduction: Reduction, p: float) -> Float[Array, "..."]:
-  """Return mean(|x|^p)^(1/p) of kept entries, without the powers of large numbers."""
+  """Returns mean(|x|^p)^(1/p) of kept entries, without the powers of large numbers."""
   size = x * jnp.sign(x)  # |x| with gradient 0 at 0, where jnp.abs has 1
   top = reduction.max(size)
   top = jnp.where(top > 0, top, jnp.ones_like(top))
@@ -92,7 +92,7 @@ def mean_power(x: Float[Array, "..."], reduction: Reduction, p: float) -> Float[
 
 
 def add_powers(a: Float[Array, "..."], b: ArrayLike, p: float) -> Float[Array, "..."]:
-  """Return (a^p + b^p)^(1/p) of non-negative numbers, without the powers of large numbers."""
+  """Returns (a^p + b^p)^(1/p) of non-negative numbers, without the powers of large numbers."""
   b = jnp.asarray(b, a.dtype)
   top = jax.lax.stop_gradient(jnp.maximum(a, b))
   top = jnp.where(top > 0, top, jnp.ones_like(top))

@@ -105,7 +105,7 @@ def plain(name):
   return x, run, params, rest, run(params, rest, x)
 
 
-def close(a, b, rtol=1e-6):
+def assert_close(a, b, rtol=1e-6):
   """Compare trees of arrays, each relative to its largest entry."""
   flat_a, tree_a = jax.tree.flatten(a)
   flat_b, tree_b = jax.tree.flatten(b)
@@ -134,7 +134,7 @@ def test_jit_equals_eager(name):
   module = row.build()
   nnx.update(module, params)
   eager = getattr(module, row.method)(x)
-  close(eager, jitted[0])
+  assert_close(eager, jitted[0])
   assert (eager.shape == x.shape) == row.same_shape
   assert finite(jitted)
 
@@ -149,7 +149,7 @@ def test_output_has_the_dtype_of_the_input_and_state_stays_float32(name, dtype):
   for leaf in jax.tree.leaves((params, dparams, rest, new)):
     assert leaf.dtype == jnp.float32
   wide = run(params, rest, x.astype(jnp.float32))[0]
-  close(y, wide, rtol=ROWS[name].roundings * float(jnp.finfo(dtype).eps))
+  assert_close(y, wide, rtol=ROWS[name].roundings * float(jnp.finfo(dtype).eps))
 
 
 @pytest.mark.parametrize("row", ROWS.values(), ids=ROWS.keys())
@@ -163,13 +163,13 @@ def test_dtype_decides_the_output(row):
 def test_masked_values_do_not_enter_the_statistics_and_are_normalized(name):
   x, run, params, rest, unmasked = plain(name)
   ones = (1,) * (x.ndim - 1)
-  close(run(params, rest, x, mask=jnp.ones((*ones, N), bool)), unmasked)
+  assert_close(run(params, rest, x, mask=jnp.ones((*ones, N), bool)), unmasked)
   mask = jnp.asarray(EVERY_OTHER).reshape(*ones, N)
   y = run(params, rest, x, mask=mask)[0]
   assert not np.allclose(y[..., EVERY_OTHER], unmasked[0][..., EVERY_OTHER])
   for junk in (1e4, jnp.inf, jnp.nan):
     y_junk = run(params, rest, jnp.where(mask, x, junk), mask=mask)[0]
-    close(y_junk[..., EVERY_OTHER], y[..., EVERY_OTHER])
+    assert_close(y_junk[..., EVERY_OTHER], y[..., EVERY_OTHER])
   # With its initial parameters a layer maps equal entries of a row to equal outputs.
   fresh = ROWS[name].build()
   equal = jnp.where(mask, x, x[..., :1])
@@ -213,7 +213,7 @@ def test_linen_equals_nnx(name):
   params = nnx.to_pure_dict(params)
   assert jax.tree.map(jnp.shape, variables.get("params", {})) == jax.tree.map(jnp.shape, params)
   apply = jax.jit(lambda variables: layer.apply(variables, x, nnx_method=row.method))
-  close(apply({**variables, "params": params}), y)
+  assert_close(apply({**variables, "params": params}), y)
 
 
 def test_checkpoint_brings_every_variable_back(tmp_path):
@@ -245,7 +245,7 @@ def test_batch_sharded_over_eight_devices_equals_one_device(name):
   sharded = run(params, rest, x)
   assert len(sharded[0].sharding.device_set) == 8
   assert not sharded[0].sharding.is_fully_replicated
-  close(sharded, unsharded, rtol=2e-6)
+  assert_close(sharded, unsharded, rtol=2e-6)
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -254,7 +254,7 @@ def test_tree_mode_equals_graph_mode(name):
   with nnx.set_graph_mode(False), nnx.set_graph_updates(False):
     run, params, rest = evaluator(ROWS[name], ROWS[name].build())
     tree = run(params, rest, x)
-  close(tree, graph)
+  assert_close(tree, graph)
 
 
 @pytest.mark.parametrize("cls", [norms.LayerNorm, norms.RMSNorm])
