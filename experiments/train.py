@@ -87,7 +87,7 @@ def train(config, workdir: str, mesh_string: str = "", distributed: bool = False
     updates, opt = optimizer.update(gradients, state["opt"], state["params"])
     params = optax.apply_updates(state["params"], updates)
     step = state["step"] + 1
-    metrics["gradient_norm"] = optax.global_norm(gradients)
+    metrics["gradient_norm"] = optax.tree.norm(gradients)
     new = {**state, "params": params, "rest": rest, "opt": opt, "step": step}
     if config.ema_decay:
       # A young mean forgets faster, so that initial values don't linger in it.
@@ -124,13 +124,16 @@ def train(config, workdir: str, mesh_string: str = "", distributed: bool = False
     return float(np.mean([np.asarray(score) for score in scores]))
 
   record = {"model": task.model, "config": config.to_dict()}
-  checkpointer = checkpoint.Checkpointer(
-    workdir, record, max_to_keep=config.keep, save_every=config.save_every
-  )
   stop = threading.Event()
-  # Among several processes JAX listens to SIGTERM itself: see Checkpointer.reached_preemption.
-  listening = contextlib.nullcontext() if distributed else sigterm_sets(stop)
-  with listening, checkpointer:
+  with contextlib.ExitStack() as exits:
+    if not distributed:
+      # Among several processes JAX itself listens: see Checkpointer.reached_preemption.
+      exits.enter_context(sigterm_sets(stop))
+    checkpointer = exits.enter_context(
+      checkpoint.Checkpointer(
+        workdir, record, max_to_keep=config.keep, save_every=config.save_every
+      )
+    )
     if checkpointer.latest_step is None:
       state, start = jax.jit(init, out_shardings=shardings)(), 0
     else:
@@ -139,8 +142,8 @@ def train(config, workdir: str, mesh_string: str = "", distributed: bool = False
       logging.info("resumed at step %d of %d", start, config.total_steps)
 
     # -- Loop --------------------------------------------------------------------------------------
-    writer = MetricWriter(workdir, start)
-    progress = Progress(config.total_steps, start)
+    writer = exits.enter_context(contextlib.closing(MetricWriter(workdir, start)))
+    progress = exits.enter_context(contextlib.closing(Progress(config.total_steps, start)))
     pending = []  # (step, metrics) on the device, not looked at yet
     begin = time.monotonic()
 
@@ -178,8 +181,6 @@ def train(config, workdir: str, mesh_string: str = "", distributed: bool = False
       if final or stop.is_set() or checkpointer.should_save(step):
         look()
         checkpointer.save(step, state, batches, force=True)
-    progress.close()
-    writer.close()
   return step == config.total_steps
 
 
