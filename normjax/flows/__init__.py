@@ -17,12 +17,11 @@ from normjax.flows._potentials import energy_u1, energy_u2, energy_u3, energy_u4
 from normjax.flows._scan import Scan
 from normjax.flows._standard_normal import StandardNormal
 from normjax.flows._student_t import StudentT
+from normjax.flows._toy_densities import checkerboard_log_prob, eight_gaussians_log_prob
 from normjax.flows._toy_samplers import (
   checkerboard,
-  checkerboard_log_prob,
   circles,
   eight_gaussians,
-  eight_gaussians_log_prob,
   pinwheel,
   two_moons,
   two_spirals,

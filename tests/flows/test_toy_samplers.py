@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from normjax import flows
-from normjax.flows import _toy_samplers
+from normjax.flows import _toy_densities, _toy_samplers
 
 KEY = jax.random.key(0)
 
@@ -29,13 +29,13 @@ def test_samplers_keep_the_protocol(name):
 
 
 def test_registries_name_every_sampler_and_density():
-  public = {
-    name
-    for name, member in inspect.getmembers(_toy_samplers, inspect.isfunction)
-    if member.__module__ == _toy_samplers.__name__ and not name.startswith("_")
-  }
-  densities = {f"{name}_log_prob" for name in flows.TOY_LOG_PROBS}
-  assert public == set(flows.TOY_SAMPLERS) | densities
+  def public(module):
+    functions = inspect.getmembers(module, inspect.isfunction)
+    own = {name for name, member in functions if member.__module__ == module.__name__}
+    return {name for name in own if not name.startswith("_")}
+
+  assert public(_toy_samplers) == set(flows.TOY_SAMPLERS)
+  assert public(_toy_densities) == {f"{name}_log_prob" for name in flows.TOY_LOG_PROBS}
   for name, sampler in flows.TOY_SAMPLERS.items():
     assert sampler is getattr(flows, name)
   for name, log_prob in flows.TOY_LOG_PROBS.items():
