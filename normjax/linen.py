@@ -23,6 +23,8 @@ from flax import linen, nnx
 from flax.core import FrozenDict
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+__all__ = ["to_linen"]
+
 _PACKAGES = ("normjax.norms", "normjax.flows")
 
 

@@ -23,6 +23,11 @@ def dot_general(x: Array, kernel: Array, dimension_numbers, **options) -> Array:
 
   Returns:
     The product: free axes of `x`, then free axes of `kernel`.
+
+  Example:
+    >>> contracted = ((1,), (0,))
+    >>> dot_general(jnp.ones((2, 3)), jnp.ones((3, 4)), (contracted, ((), ()))).shape
+    (2, 4)
   """
   (x_axes, kernel_axes), batch = dimension_numbers
   last = tuple(range(kernel.ndim - len(kernel_axes), kernel.ndim))

@@ -20,6 +20,7 @@ class Repeat(nnx.Module):
 
   Example:
     >>> import jax.numpy as jnp
+    >>> from normjax.blocks import EncoderBlock
     >>> blocks = Repeat(lambda rngs: EncoderBlock(8, 2, rngs=rngs), 3, rngs=nnx.Rngs(0))
     >>> blocks(jnp.ones((2, 5, 8))).shape
     (2, 5, 8)
