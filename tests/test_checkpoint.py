@@ -518,6 +518,44 @@ def test_build_reads_lists_and_dtypes():
   assert norm(jnp.ones((4, 2, 3))).dtype == jnp.float16
 
 
+@pytest.fixture
+def publish(monkeypatch):
+  """Add a class to the public names of normjax.flows."""
+
+  def add(cls):
+    monkeypatch.setattr(flows, cls.__name__, cls, raising=False)
+    monkeypatch.setattr(flows, "__all__", [*flows.__all__, cls.__name__])
+
+  return add
+
+
+def test_build_makes_arguments_of_json(publish):
+  class Probe(nnx.Module):
+    def __init__(self, sizes, options, mode, dtype, state_dtype=None):
+      self.received = (sizes, options, mode, dtype, state_dtype)
+
+  Probe.__module__ = "normjax.flows._probe"
+  publish(Probe)
+  kwargs = {
+    "sizes": [2, [3, 4]],
+    "options": {"class": "a", "other": [1]},
+    "mode": "bfloat16",
+    "dtype": "bfloat16",
+    "state_dtype": "float32",
+  }
+  built = checkpoint.build({"class": "normjax.flows.Probe", "kwargs": kwargs}, nnx.Rngs(0))
+  expected = {"class": "a", "other": (1,)}
+  dtypes = (jnp.dtype("bfloat16"), jnp.dtype("float32"))
+  assert built.received == ((2, (3, 4)), expected, "bfloat16", *dtypes)
+  assert [type(x) for x in built.received[3:]] == [type(x) for x in dtypes]
+
+
+def test_build_refuses_classes_from_elsewhere(publish):
+  publish(nnx.Linear)
+  with pytest.raises(ValueError, match="got 'normjax.flows.Linear'"):
+    checkpoint.build({"class": "normjax.flows.Linear"}, nnx.Rngs(0))
+
+
 def test_build_makes_nested_models():
   flow = checkpoint.from_state(jet_parts(3)[0], *jet_parts(3)[1:])
   assert isinstance(flow, flows.Flow)
@@ -751,8 +789,9 @@ def test_sigkill_during_a_save_loses_only_that_save(tmp_path):
 
 def test_an_unfinished_step_is_never_the_latest(copy):
   steps = copy / "checkpoints"
-  shutil.copytree(steps / "15", steps / "20.orbax-checkpoint-tmp")
-  (steps / "20.orbax-checkpoint-tmp" / "commit_success.txt").unlink()
+  for unfinished in ("17.orbax-checkpoint-tmp", "20.orbax-checkpoint-tmp"):
+    shutil.copytree(steps / "15", steps / unfinished)
+    (steps / unfinished / "commit_success.txt").unlink()
   with checkpoint.Checkpointer(copy, RECORD) as checkpointer:
     assert checkpointer.latest_step == 15
     assert_same(checkpointer.restore(ABSTRACT)[0], STATES[15])
