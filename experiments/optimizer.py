@@ -14,7 +14,7 @@ def schedule(total_steps: int, warmup: float) -> optax.Schedule:
   warmup_steps = warmup * total_steps
 
   def factor(step):
-    rise = jnp.minimum(1.0, step / max(1.0, warmup_steps))
+    rise = jnp.minimum(1.0, step / warmup_steps) if warmup_steps else 1.0
     progress = jnp.clip((step - warmup_steps) / max(1.0, total_steps - warmup_steps), 0.0, 1.0)
     return rise * 0.5 * (1 + jnp.cos(jnp.pi * progress))
 

@@ -24,7 +24,8 @@ def get_config(mode: str = ""):
   config.update(log_every=100, eval_every=5_000, save_every=5_000)
   config.eval.update(batch_size=1000, examples=10_000, draws=1)
   if mode == "tiny":
-    config.data.update(name="generated", options={"size": 64, "num_train": 16, "num_test": 4})
+    config.data.name = "generated"
+    config.data.options = {"size": 64, "num_train": 16, "num_test": 4}
     config.model.update(depth=5, block_depth=1, emb_dim=16, num_heads=2)
     config.update(batch_size=4, total_steps=2, log_every=1, eval_every=2, save_every=1)
     config.eval.update(batch_size=4, examples=4)

@@ -1,0 +1,81 @@
+import importlib
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from experiments import tasks, train
+from experiments.configs import common
+from normjax import checkpoint
+
+FOLDER = Path(common.__file__).parent
+NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in ("__init__", "common"))
+
+
+def get_config(name, *mode):
+  return importlib.import_module(f"experiments.configs.{name}").get_config(*mode)
+
+
+def test_all_experiments_are_here():
+  assert {"jet_digits", "jet_fashion", "jet_imagenet64", "jet_patches"} <= set(NAMES)
+
+
+@pytest.mark.parametrize("mode", ["", "tiny"])
+@pytest.mark.parametrize("name", NAMES)
+def test_configs_have_the_common_keys_and_are_json(name, mode):
+  config, common_config = get_config(name, mode), common.density_config()
+  flat, expected = ({k for k, _ in flatten(c.to_dict())} for c in (config, common_config))
+  assert {k for k in flat if not k.startswith("data.options")} == expected - {"data.options"}
+  json.dumps(config.to_dict())
+  tiny = get_config(name, "tiny")
+  assert tiny.total_steps <= 12
+  assert config.eval_every <= config.total_steps
+  assert config.eval.batch_size <= config.eval.examples
+
+
+def flatten(tree, prefix=""):
+  for key, value in tree.items():
+    if isinstance(value, dict) and value:
+      yield from flatten(value, f"{prefix}{key}.")
+    else:
+      yield f"{prefix}{key}", value
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_unknown_modes_are_refused(name):
+  with pytest.raises(ValueError, match="mode must be empty or 'tiny', got 'small'"):
+    get_config(name, "small")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_configs_do_not_share_state(name):
+  get_config(name).model.depth = 7
+  assert get_config(name).model.depth != 7
+
+
+@pytest.mark.parametrize("name", ["jet_digits", "jet_imagenet64"])
+def test_full_models_can_be_built(name):
+  config = get_config(name)
+  if name == "jet_imagenet64":
+    config.data = get_config(name, "tiny").data
+  task = tasks.make(config)
+  model = nnx.eval_shape(lambda: checkpoint.build(task.model, nnx.Rngs(0)))
+  params = jax.tree.leaves(nnx.state(model, nnx.Param))
+  assert all(leaf.dtype == np.float32 for leaf in params)
+  assert sum(leaf.size for leaf in params) > 10_000
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_tiny_modes_train(name, tmp_path):
+  config = get_config(name, "tiny")
+  config.update(total_steps=2, eval_every=2, save_every=2)
+  assert train.train(config, str(tmp_path / "run"))
+  lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+  losses = [line["loss"] for line in lines if "loss" in line]
+  assert len(losses) == 2
+  assert all(0 < loss < 20 for loss in losses)
+  assert lines[-1].keys() == {"step", "test_bits_per_dim"}
+  assert [p.name for p in (tmp_path / "run/checkpoints").iterdir()] == ["2"]
