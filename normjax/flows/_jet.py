@@ -268,7 +268,8 @@ class Jet(Bijector):
 
   def _context(self, cond, batch):
     if self.class_embedding is not None:
-      labels = jnp.full((batch,), self.num_classes) if cond is None else jnp.asarray(cond)
+      null = self.class_embedding.num_embeddings - 1
+      labels = jnp.full((batch,), null) if cond is None else jnp.asarray(cond)
       if labels.shape != (batch,) or not jnp.issubdtype(labels.dtype, jnp.integer):
         raise ValueError(
           f"cond must be integer labels of shape ({batch},), got {labels.dtype} {labels.shape}"

@@ -1,13 +1,14 @@
 """Read the parameters of the authors' own Jet (big_vision, models/proj/jet) into ours."""
 
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx, traverse_util
 from jax.typing import DTypeLike
 
-from normjax.flows._jet import Jet
+from normjax.flows._jet import Jet, JetCoupling
 
 _ATTENTION = "MultiHeadDotProductAttention_0"
 _BLOCK = {
@@ -93,7 +94,7 @@ def jet_from_big_vision(
     cond_dim=None if context is None else context.shape[1], dtype=dtype,
     param_dtype=ours["posemb"].dtype, rngs=nnx.Rngs(0),
   )  # fmt: skip
-  layers = jet.couplings.layers
+  layers = cast(JetCoupling, jet.couplings.layers)
   _assign(layers.network, ours)
   feature_order, half_order = _orders(masks["channel"], masks["spatial"])
   _set(layers.feature_order, feature_order, "channel_coupling_masks-FREEZE_ME")

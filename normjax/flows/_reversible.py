@@ -71,9 +71,11 @@ def reversible_forward(stack: Stack, x, cond):
 
     def body(carry, layer):
       y, y_bar, cond_bar = carry
-      layer_vjp = _coupling_vjp if isinstance(stack.merge(*layer), Coupling) else _generic_vjp
+      params, rest = layer
+      is_coupling = isinstance(stack.merge(params, rest), Coupling)
+      layer_vjp = _coupling_vjp if is_coupling else _generic_vjp
       x, params_bar, x_bar, step_bar = layer_vjp(
-        stack.merge, *layer, lambda c: rebuild(c, fixed), y, cond, y_bar, log_det_bar
+        stack.merge, params, rest, lambda c: rebuild(c, fixed), y, cond, y_bar, log_det_bar
       )
       return (x, x_bar, jax.tree.map(jnp.add, cond_bar, step_bar)), params_bar
 
