@@ -43,8 +43,10 @@ def finish(process, timeout=120):
   """Wait for a process and return its exit code, output and errors."""
   try:
     out, errors = process.communicate(timeout=timeout)
-  finally:
+  except subprocess.TimeoutExpired:
     process.kill()
+    process.communicate()
+    raise
   return process.returncode, out, errors
 
 

@@ -1,0 +1,135 @@
+import json
+import shutil
+
+import pytest
+
+from experiments import evaluate, sample, train, workdirs
+from tests.e2e import runs
+
+# Many command lines in one process that has done the imports: each gets a fork of it.
+COMMANDS = """
+import contextlib, json, os, runpy, sys
+import flax.nnx, grain, jax, ml_collections, optax, orbax.checkpoint
+from experiments import command, data, metrics, plots, references, sharding, tasks, workdirs
+from experiments.configs import common
+
+for i, (module, *arguments) in enumerate(json.loads(sys.argv[1])):
+  if not os.fork():
+    sys.argv = [module, *arguments]
+    os.dup2(os.open(f"{sys.argv[0]}.{i}", os.O_WRONLY | os.O_CREAT), 2)
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    os._exit(0)
+  _, status = os.wait()
+  print(os.waitstatus_to_exitcode(status), flush=True)
+"""
+FASHION = "--config=experiments/configs/jet_fashion.py"
+IMAGENET = "--config=experiments/configs/jet_imagenet64.py"
+
+CASES = {
+  "key": ("train", [runs.TINY, "--config.totl_steps=3"], 2, 'Did you mean "total_steps"'),
+  "value": ("train", [runs.TINY, "--config.total_steps=few"], 1, "--config.total_steps=few"),
+  "mode": ("train", [runs.TINY + "y"], 1, "mode must be empty or 'tiny', got 'tinyy'"),
+  "file": ("train", ["--config=experiments/configs/jet_digit.py"], 2, "No such file"),
+  "flag": ("train", [runs.TINY, "--meshs=data:2"], 1, "Did you mean: mesh"),
+  "mesh": ("train", [runs.TINY, "--mesh=dta:2"], 2, "did you mean data?"),
+  "argument": ("train", [runs.TINY, "tiny"], 1, "unknown arguments ['tiny']"),
+  "fashion": ("train", [FASHION], 2, "python -m experiments.data.fetch fashion_mnist"),
+  "imagenet": ("train", [IMAGENET], 2, "path must be a folder of images or an .npz"),
+  "evaluate": ("evaluate", ["--draw=3"], 1, "Did you mean: draws"),
+  "sample": ("sample", ["--temperature=1"], 1, "Did you mean: temperatures"),
+  "nothing": ("sample", [], 2, "no such directory"),
+}
+
+
+@pytest.fixture(scope="module")
+def ends(tmp_path_factory):
+  """Exit code and message of every command line."""
+  folder = tmp_path_factory.mktemp("commands")
+  lines = [
+    (f"experiments.{module}", *arguments, f"--workdir={folder / name}")
+    for name, (module, arguments, *_) in CASES.items()
+  ]
+  process = runs.start(
+    "-c",
+    f"import os; os.chdir({str(folder)!r}); os.symlink({str(runs.ROOT / 'experiments')!r}, "
+    f"'experiments')\n" + COMMANDS,
+    json.dumps(lines),
+    NORMJAX_DATA=str(folder / "empty"),
+    PYTHONPATH=str(runs.ROOT),
+  )
+  code, out, errors = runs.finish(process, timeout=150)
+  assert code == 0, errors
+  codes = [int(line) for line in out.split() if line.lstrip("-").isdigit()]
+  texts = [(folder / f"{line[0]}.{i}").read_text() for i, line in enumerate(lines)]
+  made = [(folder / name).exists() for name in CASES]
+  return dict(zip(CASES, zip(codes, texts, made, strict=True), strict=True))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_wrong_command_line_says_what_is_right(ends, name):
+  *_, wanted, message = CASES[name]
+  code, text, made = ends[name]
+  assert message in text
+  assert code == wanted
+  assert not made, "a workdir was made"
+  # A config file's own error comes with the place in that file; nothing else has a traceback.
+  assert ("Traceback" in text) == (name == "mode")
+
+
+def test_another_config_is_refused_and_named(uninterrupted):
+  before = runs.contents(uninterrupted)
+  with pytest.raises(ValueError, match="holds another experiment") as error:
+    train.train(runs.tiny(seed=3, optimizer__lr=0.5), str(uninterrupted))
+  assert "config.seed: 0 in the directory, 3 now" in str(error.value)
+  assert "config.optimizer.lr: 0.001 in the directory, 0.5 now" in str(error.value)
+  assert "batch_size" not in str(error.value)
+  assert runs.contents(uninterrupted) == before
+
+
+def test_a_damaged_checkpoint_is_named_and_left_alone(uninterrupted, tmp_path):
+  workdir = tmp_path / "run"
+  shutil.copytree(uninterrupted, workdir)
+  files = [p for p in (workdir / "checkpoints/12/state").rglob("*") if p.is_file()]
+  largest = max(files, key=lambda p: p.stat().st_size)
+  content = bytearray(largest.read_bytes())
+  content[len(content) // 2] ^= 1
+  largest.write_bytes(content)
+  before = runs.contents(workdir)
+  with pytest.raises(ValueError, match=r"step 12 .* is damaged.*was changed") as error:
+    train.train(runs.tiny(), str(workdir))
+  assert "Intact steps: [4, 8]" in str(error.value)
+  with pytest.raises(ValueError, match=r"step 12 .* is damaged.*was changed"):
+    workdirs.open_workdir(str(workdir))
+  assert runs.contents(workdir) == before
+
+
+def test_a_foreign_folder_is_refused_untouched(tmp_path):
+  (tmp_path / "thesis.txt").write_text("chapter 1")
+  with pytest.raises(ValueError, match="thesis.txt"):
+    train.train(runs.tiny(), str(tmp_path))
+  assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+  workdir = tmp_path / "run"
+  # The first update is zero, because the warm-up starts there; the second one destroys the model.
+  config = runs.tiny(optimizer__lr=1e30, save_every=1)
+  with pytest.raises(FloatingPointError, match=r"(loss|gradient_norm) is (nan|inf) at step 3"):
+    train.train(config, str(workdir))
+  with pytest.raises(FloatingPointError, match=rf"last good checkpoint: step \d in {workdir}"):
+    train.train(config, str(workdir))
+  assert max(int(p.name) for p in (workdir / "checkpoints").iterdir()) <= 2
+  assert all(line["step"] < 3 for line in runs.curve(workdir))
+
+
+@pytest.mark.parametrize("draws", [0, -1])
+def test_wrong_numbers_of_draws(uninterrupted, draws):
+  with pytest.raises(ValueError, match=f"draws must be at least 1, got {draws}"):
+    evaluate.run(str(uninterrupted), draws)
+
+
+def test_wrong_samples(uninterrupted):
+  with pytest.raises(ValueError, match="count must be at least 1, got 0"):
+    sample.run(str(uninterrupted), count=0)
+  with pytest.raises(ValueError, match=r"temperatures must be at least 0, got \[-1.0\]"):
+    sample.run(str(uninterrupted), [1.0, -1.0])
