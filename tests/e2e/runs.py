@@ -39,7 +39,7 @@ def start(*arguments, **variables):
   )
 
 
-def finish(process, timeout=120):
+def finish(process, timeout=500):
   """Wait for a process and return its exit code, output and errors."""
   try:
     out, errors = process.communicate(timeout=timeout)

@@ -53,7 +53,7 @@ def test_two_processes_give_the_same_curve(tmp_path, monkeypatch):
   arguments += ["--mesh=data:2", "--distributed"]
   processes = [runs.start(*arguments, **variables, NORMJAX_PROCESS_ID=str(i)) for i in range(2)]
   for process in processes:
-    code, out, errors = runs.finish(process, timeout=200)
+    code, out, errors = runs.finish(process)
     assert code == 0, errors
     assert "python -m experiments.evaluate" in out
   # Each process reads its own half of the examples; one process that reads both must agree.

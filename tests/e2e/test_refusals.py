@@ -57,7 +57,7 @@ def ends(tmp_path_factory):
     NORMJAX_DATA=str(folder / "empty"),
     PYTHONPATH=str(runs.ROOT),
   )
-  code, out, errors = runs.finish(process, timeout=150)
+  code, out, errors = runs.finish(process)
   assert code == 0, errors
   codes = [int(line) for line in out.split() if line.lstrip("-").isdigit()]
   texts = [(folder / f"{line[0]}.{i}").read_text() for i, line in enumerate(lines)]
