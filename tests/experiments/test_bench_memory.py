@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 
-TINY = ("--depths=1,6", "--width=4", "--batch=8", "--rounds=1")
+TINY = ("--depths=6", "--width=4", "--batch=8", "--rounds=1")
 
 
 def _run(*arguments):
@@ -18,11 +18,11 @@ def test_prints_the_table_it_writes(tmp_path):
   assert done.returncode == 0, done.stderr
   rows = json.loads(out.read_text())
   assert [(row["depth"], row["memory"]) for row in rows] == [
-    (depth, memory) for depth in (1, 6) for memory in ("store", "remat", "reversible")
+    (6, memory) for memory in ("store", "remat", "reversible")
   ]
   assert all(row["milliseconds"] > 0 for row in rows)
-  deep = {row["memory"]: row["temporaries_mb"] for row in rows if row["depth"] == 6}
-  assert deep["store"] > deep["remat"] > deep["reversible"] > 0
+  sizes = [row["temporaries_mb"] for row in rows]
+  assert sizes[0] > sizes[1] > sizes[2] > 0
   header, rule, *lines = done.stdout.strip().splitlines()
   assert header == "| depth | memory | temporaries (MB) | ms per step |"
   assert set(rule) == set("|-:")
