@@ -1,0 +1,97 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from experiments import tasks
+from experiments.configs import jet_digits
+from normjax import checkpoint
+
+
+def tiny(**changes):
+  config = jet_digits.get_config("tiny")
+  config.model.memory = "store"
+  config.update(changes)
+  return tasks.make(config)
+
+
+def build(task):
+  return checkpoint.build(task.model, nnx.Rngs(0))
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"task": "densty"}, r"config.task must be one of \['density'.*did you mean 'density'"),
+    ({"task": "x"}, r"config.task must be one of \['density'.*got 'x'$"),
+    ({"data": {"name": "digit"}}, "did you mean digits"),
+  ],
+)
+def test_wrong_names(changes, message):
+  with pytest.raises(ValueError, match=message):
+    tiny(**changes)
+
+
+def test_a_data_set_without_labels_has_no_classes(monkeypatch):
+  task = tiny()
+  unlabelled = type(task.dataset)(
+    {"image": task.dataset.train["image"]}, {"image": task.dataset.test["image"]}, 17, None, "x"
+  )
+  monkeypatch.setattr("experiments.data.load", lambda name, **options: unlabelled)
+  with pytest.raises(ValueError, match="class_conditional: data set 'digits' has no labels"):
+    tiny(class_conditional=True)
+
+
+def test_the_loss_is_bits_per_dimension():
+  task = tiny()
+  image = task.dataset.train["image"][:5]
+  flow, key = build(task), jax.random.key(1)
+  loss, metrics = task.loss(flow, {"image": image}, key)
+  noise = jax.random.uniform(jax.random.split(key)[0], image.shape)
+  x = 2 * (image + np.float64(noise)) / 17 - 1
+  # A Jet starts as the identity, so this is the standard normal alone.
+  log_prob = -0.5 * (x**2).sum((1, 2, 3)) - 32 * np.log(2 * np.pi)
+  expected = -log_prob.mean() / (64 * np.log(2)) + np.log2(17 / 2)
+  np.testing.assert_allclose(loss, expected, rtol=1e-5)
+  np.testing.assert_array_equal(metrics["loss"], loss)
+  assert metrics.keys() == {"loss", "saturation"}
+
+
+def test_labels_are_dropped_as_often_as_asked():
+  batch = {"image": np.zeros((400, 8, 8, 1), np.uint8), "label": np.arange(400) % 10}
+  seen = []
+
+  class Recorder:
+    def forward(self, x, label):
+      seen.append(np.asarray(label))
+      return x, jnp.zeros(len(x))
+
+    def saturation(self, log_det):
+      return log_det
+
+  class Flow:
+    bijector = Recorder()
+    base = build(tiny()).base
+
+  for rate in (0.0, 0.3, 1.0):
+    task = tiny(class_conditional=True, label_dropout=rate)
+    task.loss(Flow(), batch, jax.random.key(0))
+    dropped = seen[-1] == 10  # the null label
+    assert abs(dropped.mean() - rate) < 0.08
+    np.testing.assert_array_equal(seen[-1][~dropped], batch["label"][~dropped])
+
+
+def test_quantizing_undoes_dequantizing():
+  task = tiny()
+  image = jnp.arange(17, dtype=jnp.uint8).reshape(1, 17, 1, 1)
+  np.testing.assert_array_equal(task.quantize(task.dequantize(image, jax.random.key(0))), image)
+
+
+def test_spherical_walks_keep_to_the_circle():
+  first, last = np.float32([[2.0, 0.0]]), np.float32([[0.0, 2.0]])
+  walk = tasks.spherical(first, last, 5)
+  angle = np.linspace(0, np.pi / 2, 5)
+  expected = 2 * np.stack([np.cos(angle), np.sin(angle)], -1)[:, None]
+  np.testing.assert_allclose(walk, expected, atol=1e-6)
+  np.testing.assert_array_equal(tasks.spherical(first, first, 3), np.stack([first] * 3))
