@@ -106,7 +106,8 @@ def test_density_integrates_to_one(name):
 
 def _draw(name, seed=1, temperature=1.0):
   # One shape and dtype for all tests: each compiles samplers anew.
-  return _make(name, "float32").sample(jax.random.key(seed), 4000, temperature=temperature)
+  base = _make(name, "float32")
+  return base.sample(jax.random.key(seed), 4000, temperature=temperature)
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -122,11 +123,11 @@ def test_samples_follow_the_density(name):
 
 @pytest.mark.parametrize("name", ROWS)
 def test_temperature_spreads_around_the_centre(name):
-  centre = np.array([law.median() for law in _laws(name)])
+  centre = np.array([[law.median() for law in _laws(name)]])
   np.testing.assert_allclose(_draw(name, temperature=0.0), np.tile(centre, (4000, 1)), rtol=1e-6)
-  spread = _draw(name) - centre
+  spread = np.asarray(_draw(name)) - centre
   for temperature in (0.6, 1.7):
-    tempered = _draw(name, temperature=temperature) - centre
+    tempered = np.asarray(_draw(name, temperature=temperature)) - centre
     np.testing.assert_allclose(tempered, temperature * spread, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(np.std(tempered), temperature * np.std(spread), rtol=1e-4)
 
