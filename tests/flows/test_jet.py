@@ -252,6 +252,20 @@ def test_bfloat16_blocks_round_trip_in_float32():
   assert 1e-5 < np.max(np.abs(z - exact)) < 0.2  # the blocks did run in bfloat16
 
 
+def test_scales_of_bfloat16_blocks_are_those_of_the_log_det():
+  jet = random_jet((8, 8, 1), depth=1, kinds=("spatial",), dtype=jnp.bfloat16)
+  state, merge = _split(jet)
+  x = _normal(0, (2, 8, 8, 1))
+  # One coupling is affine in its second half, with the scales as slopes.
+  row, column = np.indices((8, 8)) // 2
+  second = jnp.asarray((row + column) % 2, jnp.float32)[None, :, :, None]
+  tangent = jnp.broadcast_to(second, x.shape)
+  run = jax.jit(lambda state, x: jax.jvp(merge(state).forward, (x,), (tangent,)))
+  (_, log_det), (slopes, _) = run(state, x)
+  log_slopes = jnp.log(jnp.where(tangent == 1, slopes, 1.0))
+  np.testing.assert_allclose(jnp.sum(log_slopes, axis=(1, 2, 3)), log_det, rtol=1e-6, atol=1e-5)
+
+
 def test_labels():
   jet = random_jet((4, 4, 2), num_classes=3)
   x = jnp.tile(_normal(0, (1, 4, 4, 2)), (4, 1, 1, 1))
