@@ -33,7 +33,7 @@ class OfTwo:
     return self
 
   def __next__(self):
-    first, second = (next(part) for part in self.parts)
+    first, second = [next(part) for part in self.parts]
     return {name: np.concatenate([first[name], second[name]]) for name in first}
 
   def get_state(self):

@@ -1,0 +1,24 @@
+import importlib
+from pathlib import Path
+
+import pytest
+
+from experiments import train
+from experiments.configs import common
+from tests.e2e import runs
+
+FOLDER = Path(common.__file__).parent
+NAMES = sorted(path.stem for path in FOLDER.glob("jet_*.py"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_tiny_modes_train(name, tmp_path):
+  config = importlib.import_module(f"experiments.configs.{name}").get_config("tiny")
+  config.update(total_steps=2, eval_every=2, save_every=2)
+  workdir = tmp_path / "run"
+  assert train.train(config, str(workdir))
+  losses = runs.losses(workdir)
+  assert len(losses) == 2
+  assert all(0 < loss < 20 for loss in losses)
+  assert runs.curve(workdir)[-1].keys() == {"step", "test_bits_per_dim"}
+  assert [p.name for p in (workdir / "checkpoints").iterdir()] == ["2"]

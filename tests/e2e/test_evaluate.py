@@ -1,0 +1,91 @@
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments import data, evaluate, sample, train, workdirs
+from normjax import checkpoint, flows
+from tests.e2e import runs
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory, uninterrupted):
+  """A finished run with its evaluation and the one that `evaluate.run` returned."""
+  workdir = tmp_path_factory.mktemp("evaluated") / "run"
+  shutil.copytree(uninterrupted, workdir)
+  return workdir, evaluate.run(str(workdir), draws=2)
+
+
+@pytest.fixture(scope="module")
+def conditional(tmp_path_factory):
+  """A run of two steps of a class-conditional model."""
+  workdir = tmp_path_factory.mktemp("conditional") / "run"
+  assert train.train(runs.tiny(class_conditional=True, total_steps=2), str(workdir))
+  return workdir
+
+
+def test_evaluate_writes_what_it_returns(evaluated, capsys):
+  workdir, result = evaluated
+  written = json.loads((workdir / "evaluate.json").read_text())
+  assert set(written) >= {
+    "bits_per_dim", "bits_per_dim_se", "references", "seconds", "config", "versions",
+  }  # fmt: skip
+  assert set(written["references"]) == {"uniform", "gaussian", "gmm"}
+  assert written["config"] == json.loads(json.dumps(runs.tiny().to_dict()))
+  assert {"jax", "normjax"} <= set(written["versions"])
+  assert (written["draws"], written["examples"]) == (2, 360)
+  assert written["bits_per_dim"] == result["bits_per_dim"]
+  np.testing.assert_allclose(written["references"]["uniform"], np.log2(17), rtol=1e-6)
+  assert not list(workdir.glob("*.tmp"))
+
+
+def test_the_number_is_that_of_the_model(evaluated):
+  workdir, result = evaluated
+  flow = checkpoint.load(workdir)
+  image = np.float32(data.load("digits").test["image"])
+  # Other draws than those of the evaluation: equal up to its error over draws.
+  x = 2 * (image + np.random.default_rng(0).uniform(size=image.shape)) / 17 - 1
+  log_prob = jax.jit(lambda flow, x: flow.log_prob(x))(flow, np.float32(x))
+  bits = -np.asarray(log_prob, np.float64) / (64 * np.log(2)) + np.log2(17 / 2)
+  np.testing.assert_allclose(bits.mean(), result["bits_per_dim"], atol=0.003)
+  np.testing.assert_allclose(
+    bits.std(ddof=1) / np.sqrt(360), result["bits_per_dim_se"], rtol=0.2, atol=0
+  )
+  assert flows.bits_per_dim(log_prob, (8, 8, 1), 17 / 2).shape == (360,)
+
+
+def test_evaluation_takes_every_image_once(evaluated):
+  workdir, _ = evaluated
+  task, flow = workdirs.open_workdir(str(workdir))
+  task.config.eval.batch_size = 50  # 360 is no multiple: the last batch is filled up
+  task.score = lambda flow, batch, key, draws: batch["image"].sum((1, 2, 3), dtype="int32")
+  expected = task.dataset.test["image"].sum((1, 2, 3), dtype=np.int32)
+  np.testing.assert_array_equal(evaluate.score_all(task, flow, 1), expected)
+
+
+@pytest.mark.parametrize("run", ["uninterrupted", "conditional"])
+def test_sample_writes_pictures(run, request, tmp_path):
+  workdir = tmp_path / "run"
+  shutil.copytree(request.getfixturevalue(run), workdir)
+  files = sample.run(str(workdir), [0.5, 1.0], count=20)
+  names = {"samples_T0.5.png", "samples_T1.png", "interpolations.png", "reconstructions.png"}
+  assert {file.name for file in files} >= names
+  columns = 10 if run == "conditional" else 8  # one for each class, or pictures in a row
+  rows = {"interpolations.png": 6, "reconstructions.png": 3}
+  for name in names:
+    picture = np.asarray(Image.open(workdir / name))
+    # 8x8 images eight times enlarged, with 4 pixels around each.
+    wide = columns if name.startswith("samples") else 8
+    high = rows.get(name, -(-20 // wide))
+    assert picture.shape == (high * 68 + 4, wide * 68 + 4)
+    assert len(np.unique(picture)) > 5
+
+
+def test_reconstructions_are_exact(uninterrupted):
+  task, flow = workdirs.open_workdir(str(uninterrupted))
+  images = sample.reconstructions(task, flow, jax.random.key(0))
+  np.testing.assert_array_equal(images[:8], images[8:16])
+  assert (images[:8] != images[16:]).any()
