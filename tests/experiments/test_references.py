@@ -10,7 +10,7 @@ from experiments.references import references
 
 def dataset(train, test, num_levels=256):
   """Make a data set of vectors (n, d), as images of height 1."""
-  parts = ({"image": x.astype(np.uint8)[:, None, :, None]} for x in (train, test))
+  parts = ({"image": np.clip(x, 0, 255).astype(np.uint8)[:, None, :, None]} for x in (train, test))
   return data.Dataset(*parts, num_levels, None, "vectors")
 
 
@@ -97,20 +97,21 @@ def test_mixture_finds_clusters():
 def test_mixture_of_many_dimensions_knows_correlations():
   # Contrast differs from image to image, as in photos; neighbours resemble each other.
   rng, d = np.random.default_rng(0), 150
-  mix = np.exp(-np.abs(np.subtract.outer(np.arange(d), np.arange(d))) / 10) / 2
+  mix = np.exp(-np.abs(np.subtract.outer(np.arange(d), np.arange(d))) / 3)
 
   def draw(n):
-    contrast = np.where(rng.random((n, 1)) < 0.7, 1.0, 10.0)
+    contrast = np.where(rng.random((n, 1)) < 0.7, 4.0, 16.0)
     return np.round(128 + contrast * rng.normal(size=(n, d)) @ mix)
 
   train, test = draw(3000), draw(1000)
   found = references(dataset(train, test))
   densities = [
-    multivariate_normal(np.full(d, 128.5), s * mix @ mix.T + np.eye(d) / 6) for s in (1, 100)
+    multivariate_normal(np.full(d, 128.5), s * mix @ mix.T + np.eye(d) / 6) for s in (16, 256)
   ]
   expected = truth((0.7, 0.3), densities, test)
-  assert found["gaussian"] > expected + 0.3
-  assert found["gmm"] == pytest.approx(expected, abs=0.15)
+  assert found["gaussian"] > expected + 0.2
+  # What it lacks is what 4096 images can't tell; diagonal mixtures of bare pixels need over 5.4.
+  assert expected < found["gmm"] < expected + 0.1
 
 
 def test_fewer_images_than_dimensions():
