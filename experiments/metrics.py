@@ -40,10 +40,11 @@ class MetricWriter:
       self._mirror = SummaryWriter(str(Path(workdir) / "tensorboard"), purge_step=start + 1)
 
   def write(self, step: int, values: dict[str, float]) -> None:
-    """Write a line; it is on disk when this returns."""
+    """Write a line; it outlives the process when this returns."""
     if self._file is None:
       return
-    self._file.write(json.dumps({"step": step, **values}) + "\n")
+    values = {name: float(value) for name, value in values.items()}
+    self._file.write(json.dumps({"step": int(step), **values}) + "\n")
     self._file.flush()
     if self._mirror is not None:
       for name, value in values.items():
@@ -65,26 +66,34 @@ def read(workdir: str) -> list[dict[str, float]]:
   path = Path(workdir) / _FILE
   if not path.is_file():
     raise ValueError(f"{workdir} has no {_FILE}: nothing was trained there")
-  lines = path.read_text().splitlines(keepends=True)
-  if lines and not lines[-1].endswith("\n"):
-    lines.pop()
-  try:
-    return [json.loads(line) for line in lines]
-  except json.JSONDecodeError as error:
-    raise ValueError(f"{path} holds a line that is no JSON: {error}") from error
+  return [json.loads(line) for line in _whole_lines(path)]
+
+
+def _whole_lines(path: Path) -> list[str]:
+  lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+  for number, line in enumerate(lines, 1):
+    try:
+      json.loads(line)
+    except json.JSONDecodeError as error:
+      raise ValueError(f"{path} line {number} is no JSON: {error}") from error
+  return lines
 
 
 def _supersede(path: Path, start: int) -> None:
+  """Move lines beyond `start`, and one that a kill cut off, to `metrics.superseded.jsonl`."""
   if not path.is_file():
     return
-  kept = read(str(path.parent))
-  beyond = [line for line in kept if line["step"] > start]
-  kept = [line for line in kept if line["step"] <= start]
-  if beyond:
-    with path.with_name("metrics.superseded.jsonl").open("a") as file:
-      file.writelines(json.dumps(line) + "\n" for line in beyond)
+  lines = _whole_lines(path)
+  kept = [line for line in lines if json.loads(line)["step"] <= start]
+  beyond = [line for line in lines if json.loads(line)["step"] > start]
+  if cut := path.read_text()[sum(map(len, lines)) :]:
+    beyond.append(f"{cut}\n")
+  if not beyond:
+    return
+  with path.with_name("metrics.superseded.jsonl").open("a") as file:
+    file.writelines(beyond)
   scratch = path.with_name(f".{_FILE}.{os.getpid()}")
-  scratch.write_text("".join(json.dumps(line) + "\n" for line in kept))
+  scratch.write_text("".join(kept))
   scratch.replace(path)
 
 
@@ -124,7 +133,7 @@ class Progress:
       self._bar.update(self._task, completed=step, rate=f"{rate:.1f} steps/s", numbers=numbers)
     elif not jax.process_index() and (now - self._logged >= self._every or step == self._total):
       self._logged = now
-      left = (self._total - step) / rate
+      left = (self._total - step) / max(rate, 1e-9)
       logging.info(
         "step %d/%d  %.1f steps/s  %.0f s to go  %s", step, self._total, rate, left, numbers
       )

@@ -12,6 +12,8 @@ from experiments import metrics
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
 
+_REFERENCES = {"uniform": "uniform", "gaussian": "Gaussian", "gmm": "mixture"}
+
 
 def image_grid(
   images: np.ndarray,
@@ -34,16 +36,25 @@ def image_grid(
     The path.
 
   Raises:
-    ValueError: if `images` has another shape or is empty, or `columns` is below 1.
+    ValueError: if `images` has another shape, is empty or holds other values, or `columns` is
+      below 1.
   """
   if images.ndim != 4 or images.shape[-1] not in (1, 3) or not len(images):
     raise ValueError(f"images must have shape (n, h, w, 1 or 3), n >= 1, got {images.shape}")
   if columns < 1:
     raise ValueError(f"columns must be at least 1, got {columns}")
+  if images.min() < 0 or images.max() >= num_levels:
+    raise ValueError(
+      f"images must be 0, ..., num_levels - 1 = {num_levels - 1}, got {images.min()}, ..., "
+      f"{images.max()}"
+    )
   n, h, w, c = images.shape
+  columns = min(columns, n)
   rows = -(-n // columns)
   scale = max(1, -(-height // h))
-  pixels = np.round(np.asarray(images, np.float64) * (255 / (num_levels - 1))).astype(np.uint8)
+  pixels = np.round(np.asarray(images, np.float64) * (255 / max(1, num_levels - 1))).astype(
+    np.uint8
+  )
   pixels = np.repeat(np.repeat(pixels, scale, axis=1), scale, axis=2)
   gap = max(2, scale // 2)
   page = np.full((rows * (h * scale + gap) + gap, columns * (w * scale + gap) + gap, c), 255)
@@ -58,7 +69,8 @@ def image_grid(
 def curves(workdir: str) -> Path:
   """Draw training and held-out bits per dimension against the step, into `curves.png`.
 
-  References appear as lines where `evaluate.json` has them.
+  The numbers of `evaluate.json` appear where it is there: the references as lines, the model's own
+  in the legend.
 
   Returns:
     The path of the PNG.
@@ -66,28 +78,40 @@ def curves(workdir: str) -> Path:
   Raises:
     ValueError: if the workdir has no curve.
   """
-  lines = metrics.read(workdir)
-  figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-  for name, label, style in (
-    ("loss", "training", {"color": "0.7", "linewidth": 0.8}),
-    ("test_bits_per_dim", "held out", {"color": "C0", "marker": ".", "linewidth": 1.5}),
-  ):
-    points = [(line["step"], line[name]) for line in lines if name in line]
-    if points:
-      axes.plot(*zip(*points, strict=True), label=label, **style)
-  low = min(line[k] for line in lines for k in ("loss", "test_bits_per_dim") if k in line)
+  curve = {
+    name: [(line["step"], line[name]) for line in metrics.read(workdir) if name in line]
+    for name in ("loss", "test_bits_per_dim")
+  }
+  if not any(curve.values()):
+    raise ValueError(f"{workdir} has no curve yet: neither loss nor test_bits_per_dim was logged")
   evaluation = Path(workdir) / "evaluate.json"
-  if evaluation.is_file():
-    references = json.loads(evaluation.read_text())["references"]
-    for i, (name, value) in enumerate(references.items()):
-      axes.axhline(value, color=f"C{i + 1}", linestyle="--", linewidth=1)
-      axes.annotate(name, (1, value), xycoords=("axes fraction", "data"), ha="right", va="bottom")
-    low = min(low, *references.values())
-  held = [line["test_bits_per_dim"] for line in lines if "test_bits_per_dim" in line]
-  top = max([line["loss"] for line in lines if "loss" in line][:1] + held[:1])
-  axes.set(xlabel="step", ylabel="bits per dimension", ylim=(low - 0.05, top + 0.1))
-  axes.legend(loc="upper right")
+  found = json.loads(evaluation.read_text()) if evaluation.is_file() else {}
+  references = found.get("references", {})
+  figure, axes = plt.subplots(figsize=(7.5, 4.2), layout="constrained")
+  for name, label, style in (
+    ("loss", "training", {"color": "0.65", "linewidth": 0.9}),
+    ("test_bits_per_dim", "held out", {"color": "C0", "marker": "o", "markersize": 3}),
+  ):
+    if curve[name]:
+      axes.plot(*zip(*curve[name], strict=True), label=label, **style)
+  if "bits_per_dim" in found:
+    number = f"{found['bits_per_dim']:.3f} ± {found['bits_per_dim_se']:.3f}"
+    axes.plot([], [], " ", label=f"all held out: {number}")
+  for name, value in references.items():
+    axes.axhline(value, color="0.35", linestyle=(0, (4, 3)), linewidth=0.9, zorder=0)
+    text = f"{_REFERENCES.get(name, name)} {value:.2f}"
+    # Beside the axes no line runs through it.
+    place = {"xy": (1.01, value), "xycoords": ("axes fraction", "data")}
+    axes.annotate(text, **place, va="center", color="0.35", fontsize=9, annotation_clip=False)
+  values = [value for points in curve.values() for _, value in points]
+  # A flow starts far above the uniform density; what happens below it is what one looks at.
+  top = max([*references.values(), *(value for _, value in curve["test_bits_per_dim"])] or values)
+  low = min([*values, *references.values()])
+  margin = 0.06 * max(top - low, 0.1)
+  axes.set(xlabel="step", ylabel="bits per dimension", ylim=(low - margin, top + margin))
+  axes.grid(axis="y", color="0.93", zorder=-1)
   axes.spines[["top", "right"]].set_visible(False)
+  axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False)
   path = Path(workdir) / "curves.png"
   figure.savefig(path, dpi=130)
   plt.close(figure)
