@@ -10,7 +10,7 @@
 # # normjax: a tour
 #
 # Swap a norm in a Flax model, train a small normalizing flow, sample from it, and get a trained
-# model back from a workdir. Takes two to three minutes on two CPU cores.
+# model back from a workdir. Takes a few minutes on two CPU cores.
 
 # %%
 import subprocess
@@ -204,8 +204,8 @@ plt.show()
 # %% [markdown]
 # ## 3. Look at samples
 #
-# A sample is the inverse of a latent. A temperature below 1 draws latents nearer to the mode:
-# cleaner digits of less variety.
+# A sample is the inverse of a latent. A temperature below 1 draws latents nearer to the mode: fewer
+# stray pixels, less variety, and in the end blurred averages.
 
 
 # %%
