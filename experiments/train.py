@@ -106,19 +106,18 @@ def train(config, workdir: str, mesh_string: str = "", distributed: bool = False
   )  # fmt: skip
   evaluation_step = jax.jit(evaluation_step, out_shardings=replicated)
   held_out = task.evaluation_arrays(config.eval.examples)
-  equal = len(held_out["image"]) // jax.process_count() * jax.process_count()
-  held_out = {name: array[:equal] for name, array in held_out.items()}
+  size = min(config.eval.batch_size, len(held_out["image"]))
+  size -= size % mesh.size
+  # Only whole batches: one shape to compile, and the mean of means is the mean.
+  whole = len(held_out["image"]) - len(held_out["image"]) % max(1, size)
+  held_out = {name: array[:whole] for name, array in held_out.items()}
 
   def held_out_score(state):
-    size = min(config.eval.batch_size, len(held_out["image"]))
-    size -= size % mesh.size
     passes = data.batches(
       held_out, size, shuffle=False, repeat=False,
       process_index=jax.process_index(), process_count=jax.process_count(),
     )  # fmt: skip
-    # Only whole batches: one shape to compile, and the mean of means is the mean.
-    whole = [b for b in passes if len(b["image"]) == size // jax.process_count()]
-    put = [sharding.put_batch(b, batch_sharding) for b in whole]
+    put = [sharding.put_batch(b, batch_sharding) for b in passes]
     key = jax.random.key(config.seed + 1)
     scores = [evaluation_step(state, b, jax.random.fold_in(key, i)) for i, b in enumerate(put)]
     return float(np.mean([np.asarray(score) for score in scores]))
@@ -152,8 +151,10 @@ def train(config, workdir: str, mesh_string: str = "", distributed: bool = False
       for step, metrics in jax.device_get(pending):
         for name, value in metrics.items():
           if not np.isfinite(value):
-            good = checkpointer.latest_step
-            last = "none was saved" if good is None else f"step {good} in {workdir}/checkpoints"
+            # A state is known to be good once the loss of the step after it is finite: the update
+            # that ruins a model is taken at a step whose own loss still is.
+            good = [k for k in checkpointer.steps if k < step - 1]
+            last = f"step {good[-1]} in {workdir}/checkpoints" if good else "none was saved"
             raise FloatingPointError(
               f"{name} is {value} at step {step}; last good checkpoint: {last}"
             )

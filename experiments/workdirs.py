@@ -9,13 +9,13 @@ from experiments import tasks
 from normjax import checkpoint
 
 
-def open_workdir(workdir: str):
-  """Return `(task, model)` of a workdir of `experiments.train`, the newest checkpoint.
+def open_workdir(workdir: str, step: int | None = None):
+  """Return `(task, model)` of a workdir of `experiments.train` at a step, the newest if None.
 
   Raises:
     ValueError: if the workdir or its checkpoint is missing or damaged.
   """
-  model = checkpoint.load(workdir)
+  model = checkpoint.load(workdir, step)
   return tasks.make(read_config(workdir)), model
 
 

@@ -24,8 +24,9 @@ def batches(
 ) -> grain.DatasetIterator:
   """Iterate over batches of arrays that are equally long.
 
-  Process i of p reads the examples i, i + p, i + 2p, ... and no other, and gives its batch_size / p
-  rows of each global batch. Every epoch has a new order.
+  All processes draw the same global batches and each gives its own batch_size / p rows of them, in
+  order, so that the examples of a step do not depend on how many processes read them. Every epoch
+  has a new order.
 
   Args:
     arrays: for each key an array with the examples along its first axis.
@@ -35,7 +36,8 @@ def batches(
     process_count: how many there are.
     shuffle: whether to read in random order.
     repeat: go on forever, with batches that reach over the end of an epoch. Without, stop after one
-      pass; the last batch may then be smaller, and no example is left out.
+      pass; the last batch may then be smaller, with rows that differ by at most one between
+      processes, and no example is left out.
 
   Returns:
     An iterator over dictionaries with the keys of `arrays`. `get_state` and `set_state`, or
@@ -60,14 +62,10 @@ def batches(
   if seed < 0:
     raise ValueError(f"seed must not be negative, got {seed}")
   (length,) = set(lengths.values())
-  own = np.arange(length)[process_index::process_count]
-  rows = batch_size // process_count
-  if rows > len(own):
-    raise ValueError(
-      f"batch_size {batch_size} is more than the {length} examples"
-      + (f": {rows} of {len(own)} in process {process_index}" if process_count > 1 else "")
-    )
-  source = _Batches(arrays, own, rows, seed if shuffle else None, repeat)
+  if batch_size > length:
+    raise ValueError(f"batch_size {batch_size} is more than the {length} examples")
+  share = (process_index, process_count)
+  source = _Batches(arrays, length, batch_size, share, seed if shuffle else None, repeat)
   dataset = grain.MapDataset.source(source)
   # A batch takes less time than handing it from thread to thread.
   return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)))
@@ -79,27 +77,32 @@ class _Batches:
   def __init__(
     self,
     arrays: dict[str, np.ndarray],
-    own: np.ndarray,
-    rows: int,
+    length: int,
+    batch_size: int,
+    share: tuple[int, int],
     seed: int | None,
     repeat: bool,
   ):
-    self._arrays, self._own, self._rows, self._repeat = arrays, own, rows, repeat
+    self._arrays, self._length, self._batch_size = arrays, length, batch_size
+    self._share, self._repeat = share, repeat
 
     # A batch may touch two epochs, and no other is needed at that time.
     @functools.lru_cache(maxsize=2)
     def order(epoch: int) -> np.ndarray:
-      return own if seed is None else np.random.default_rng((seed, epoch)).permutation(own)
+      if seed is None:
+        return np.arange(length)
+      return np.random.default_rng((seed, epoch)).permutation(length)
 
     self._order = order
 
   def __len__(self) -> int:
-    return sys.maxsize if self._repeat else -(-len(self._own) // self._rows)
+    return sys.maxsize if self._repeat else -(-self._length // self._batch_size)
 
   def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-    length = len(self._own)
-    epoch, start = divmod(index * self._rows, length)
-    chosen = self._order(epoch)[start : start + self._rows]
-    if self._repeat and len(chosen) < self._rows:
-      chosen = np.concatenate([chosen, self._order(epoch + 1)[: self._rows - len(chosen)]])
-    return {name: array[chosen] for name, array in self._arrays.items()}
+    epoch, start = divmod(index * self._batch_size, self._length)
+    chosen = self._order(epoch)[start : start + self._batch_size]
+    if self._repeat and len(chosen) < self._batch_size:
+      chosen = np.concatenate([chosen, self._order(epoch + 1)[: self._batch_size - len(chosen)]])
+    process, count = self._share
+    own = np.array_split(chosen, count)[process]
+    return {name: array[own] for name, array in self._arrays.items()}

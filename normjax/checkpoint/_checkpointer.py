@@ -77,6 +77,11 @@ class Checkpointer:
     """The newest saved step, or None."""
     return self._manager.latest_step()
 
+  @property
+  def steps(self) -> list[int]:
+    """All saved steps, oldest first."""
+    return sorted(self._manager.all_steps())
+
   def should_save(self, step: int) -> bool:
     """Return whether `save(step, ...)` would save without `force`."""
     return (step > 0 and step % self.save_every == 0) or self.reached_preemption(step)

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int
 
 from normjax.blocks import EncoderBlock, Repeat, dot_general, softmax_attention
 from normjax.flows._bijector import Bijector
+from normjax.flows._checks import check_batch
 from normjax.flows._coupling import Coupling
 from normjax.flows._jet_permutations import coupling_permutations
 from normjax.flows._scan import Scan
@@ -257,8 +258,7 @@ class Jet(Bijector):
     return log_det / (transformed * jnp.log(self.scale_factor))
 
   def _run(self, direction, x, cond):
-    if x.ndim != 4 or x.shape[1:] != self.shape:
-      raise ValueError(f"images must have shape (batch, {self.shape}), got {x.shape}")
+    check_batch("images", x, self.shape)
     (b, height, width, channels), ps, (nh, nw) = x.shape, self.patch_size, self.grid
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     x = x.reshape(b, nh, ps, nw, ps, channels).swapaxes(2, 3)  # (b, nh, nw, ps, ps, channels)

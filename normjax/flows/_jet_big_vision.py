@@ -88,12 +88,14 @@ def jet_from_big_vision(
   depth, _, _, emb_dim = ours["posemb"].shape
   _, block_depth, num_heads, _ = ours["blocks/blocks/attention/query/bias"].shape
   context = ours.get("context_attention/key/kernel")
-  jet = Jet(
-    shape, depth=depth, block_depth=block_depth, emb_dim=emb_dim, num_heads=num_heads,
-    patch_size=patch_size, kinds=("channels",), scale_factor=scale_factor, memory=memory,
-    cond_dim=None if context is None else context.shape[1], dtype=dtype,
-    param_dtype=ours["posemb"].dtype, rngs=nnx.Rngs(0),
-  )  # fmt: skip
+  config = {
+    "depth": depth, "block_depth": block_depth, "emb_dim": emb_dim, "num_heads": num_heads,
+    "patch_size": patch_size, "kinds": ("channels",), "scale_factor": scale_factor,
+    "memory": memory, "cond_dim": None if context is None else context.shape[1],
+    "dtype": dtype, "param_dtype": ours["posemb"].dtype,
+  }  # fmt: skip
+  # Shapes alone: every Variable is assigned below.
+  jet = nnx.eval_shape(lambda: Jet(shape, **config, rngs=nnx.Rngs(0)))
   layers = cast(JetCoupling, jet.couplings.layers)
   _assign(layers.network, ours)
   feature_order, half_order = _orders(masks["channel"], masks["spatial"])
@@ -137,10 +139,9 @@ def _assign(network, ours):
     )
   for name, variable in variables.items():
     _set(variable, ours[name], name)
-  nnx.update(network, nnx.state(network))
 
 
 def _set(variable, value, name):
   if variable.shape != value.shape:
     raise ValueError(f"{name} must have shape {variable.shape}, got {value.shape}")
-  variable[...] = jnp.asarray(value, variable.dtype)
+  variable.set_value(jnp.asarray(value, variable.dtype))

@@ -363,6 +363,8 @@ def test_wrong_inputs_are_refused():
     for method in (plain.forward, plain.inverse):
       with pytest.raises(ValueError, match="images must have shape"):
         method(bad)
+  with pytest.raises(ValueError, match="images must be floating, got uint8: use flows.dequantize"):
+    plain.forward(images.astype(jnp.uint8))
   with pytest.raises(ValueError, match="cond was given to a Jet without"):
     plain.forward(images, jnp.zeros((2,), int))
   for bad in (jnp.zeros((3,), int), jnp.zeros((2,)), jnp.zeros((2, 1), int)):
