@@ -9,9 +9,9 @@ from experiments.configs.common import density_config
 def get_config(mode: str = ""):
   config = density_config()
   config.data.name = "fashion_mnist"
-  config.model.update(depth=12, block_depth=1, emb_dim=64, num_heads=2, patch_size=2)
-  config.batch_size = 32
-  config.total_steps = 1000
+  config.model.update(depth=16, block_depth=1, emb_dim=64, num_heads=2, patch_size=2)
+  config.batch_size = 16
+  config.total_steps = 1300
   config.optimizer.lr = 1e-3
   config.ema_decay = 0.99
   config.update(log_every=10, eval_every=100, save_every=100)
