@@ -2,8 +2,8 @@
 
 Expected, seed 0: 2.265 ± 0.013 held-out bits/dim (360 images x 5 draws) after 2000 steps, 7 minutes
 on 2 CPU cores. On the same split: uniform 4.09, full-covariance Gaussian 2.95, Gaussian mixture
-2.60. The held-out curve, one draw at every 200 steps: 2.77, 2.55, 2.45, 2.38, 2.34, 2.30, 2.28, 2.27,
-2.27, 2.27.
+2.60. The held-out curve, one draw at every 200 steps: 2.77, 2.55, 2.45, 2.38, 2.34, 2.30, 2.28,
+2.27, 2.27, 2.27.
 """
 
 from experiments.configs.common import density_config
