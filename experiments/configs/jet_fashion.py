@@ -1,10 +1,10 @@
 """Jet on Fashion-MNIST, 28x28 grey images of 256 levels.
 
 Expected, seed 0: 4.612 ± 0.008 held-out bits/dim (10,000 images, one draw) after 1300 steps, 13
-minutes on 2 CPU cores; saturation 0.53. On the same split: uniform 8, full-covariance Gaussian 6.46,
-Gaussian mixture 5.41. Held out (1000 images) at every 100 steps: 6.23, 5.81, 5.52, 5.33, 5.15, 5.05,
-4.94, 4.86, 4.80 (9 minutes), 4.73, 4.67, 4.64, 4.62. So short a run gives a density, not pictures:
-its samples are noisy blobs.
+minutes on 2 CPU cores; saturation 0.53. On the same split: uniform 8, full-covariance Gaussian
+6.46, Gaussian mixture 5.41. The first 1000 held-out images at every 100 steps: 6.23, 5.81, 5.52,
+5.33, 5.15, 5.05, 4.94, 4.86, 4.80 (9 minutes), 4.73, 4.67, 4.64, 4.62. So short a run gives a
+density, not pictures: its samples are noisy blobs.
 """
 
 from experiments.configs.common import density_config

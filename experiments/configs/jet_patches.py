@@ -1,6 +1,9 @@
 """Jet on 32x32 colour patches of natural photos, split by photo.
 
-EXPECTED
+Expected, seed 0: 3.872 held-out bits/dim (8842 patches of 8 photos, one draw) after 2000 steps, 13
+minutes on 2 CPU cores; saturation 0.64. The standard error over patches is 0.009, but they overlap
+and come from 8 photos, so the true one is larger. On the same split: uniform 8, full-covariance
+Gaussian 4.83, Gaussian mixture 4.19.
 """
 
 from experiments.configs.common import density_config

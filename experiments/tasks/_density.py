@@ -67,8 +67,14 @@ class Density:
     return jnp.mean(jax.lax.map(one, jax.random.split(key, draws)), axis=0)
 
   def evaluation_arrays(self, count=None):
-    """Return the first `count` held-out examples, or all."""
-    return {name: array[:count] for name, array in self.dataset.test.items()}
+    """Return `count` held-out examples, or all, spread evenly over the set.
+
+    Neighbours may be alike (patches of one photo), so the first ones would not stand for the rest.
+    """
+    total = len(self.dataset.test["image"])
+    count = total if count is None else min(count, total)
+    chosen = np.arange(count) * total // count
+    return {name: array[chosen] for name, array in self.dataset.test.items()}
 
   def samples(self, flow, key, count, temperature=1.0, label=None):
     """Draw `count` images (count, h, w, c) of levels 0, 1, ...; `label` (count,) if conditional."""

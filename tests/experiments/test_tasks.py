@@ -95,3 +95,12 @@ def test_spherical_walks_keep_to_the_circle():
   expected = 2 * np.stack([np.cos(angle), np.sin(angle)], -1)[:, None]
   np.testing.assert_allclose(walk, expected, atol=1e-6)
   np.testing.assert_array_equal(tasks.spherical(first, first, 3), np.stack([first] * 3))
+
+
+def test_a_part_of_the_held_out_examples_is_spread_over_all():
+  task = tasks.make(jet_digits.get_config("tiny"))
+  everything, part = task.evaluation_arrays(), task.evaluation_arrays(3)
+  assert len(everything["image"]) == 360
+  for name, array in part.items():
+    np.testing.assert_array_equal(array, everything[name][[0, 120, 240]])
+  assert len(task.evaluation_arrays(1000)["image"]) == 360
