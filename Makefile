@@ -18,7 +18,7 @@ export JUPYTER_CONFIG_DIR := $(CACHE)/jupyter
 export JUPYTER_DATA_DIR := $(CACHE)/jupyter
 export JUPYTER_RUNTIME_DIR := $(CACHE)/jupyter/runtime
 
-.PHONY: install train lint test test-slow
+.PHONY: install train lint test
 
 install: $(STAMP)
 
@@ -40,5 +40,3 @@ lint: $(STAMP)
 test: lint
 	$(BIN)/python -m pytest -n 2
 
-test-slow: $(STAMP)
-	$(BIN)/python -m pytest -m slow
