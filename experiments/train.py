@@ -23,7 +23,7 @@ from ml_collections import config_flags
 from experiments import command, data, evaluate, sample, sharding, tasks
 from experiments.metrics import MetricWriter, Progress
 from experiments.optimizer import make_optimizer
-from normjax import checkpoint
+from normjax import carried, checkpoint
 
 FLAGS = flags.FLAGS
 
@@ -77,13 +77,17 @@ def train(config, workdir: str, mesh_string: str = "", distributed: bool = False
 
   def train_step(state, batch):
     key = jax.random.fold_in(state["key"], state["step"])
+    model = checkpoint.from_state(structure[0], state["params"], state["rest"])
+    _, params, written, rest = carried.split(model)
 
-    def loss_fn(params):
-      model = checkpoint.from_state(structure[0], params, state["rest"])
+    def loss_fn(params, written):
+      model = checkpoint.from_state(structure[0], params, written, rest)
       loss, metrics = task.loss(model, batch, key)
-      return loss, (metrics, nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param))))
+      return loss, (metrics, carried.split(model)[3])
 
-    gradients, (metrics, rest) = jax.grad(loss_fn, has_aux=True)(state["params"])
+    (_, (metrics, rest)), gradients, increments = carried.value_and_grad(loss_fn)(params, written)
+    written = carried.apply(written, increments)
+    _, _, rest = checkpoint.to_state(checkpoint.from_state(structure[0], params, written, rest))
     updates, opt = optimizer.update(gradients, state["opt"], state["params"])
     params = optax.apply_updates(state["params"], updates)
     step = state["step"] + 1

@@ -9,6 +9,9 @@ What differs from `flax.nnx.bridge.to_linen`: two mistakes that it passes over i
 here. A layer that updates its statistics while their collection is not mutable would lose the
 update, and a layer that draws random numbers without a seed would draw the same ones in each step.
 And as for Linen's own layers, "params" stands in for any stream that is not seeded.
+
+State that the backward pass writes (`normjax.carried`) is in "_overwrite_with_gradient", where
+flax's `TrainState` replaces values by their "gradients": its own steps train these layers.
 """
 
 import functools
@@ -22,6 +25,8 @@ import jax
 from flax import linen, nnx
 from flax.core import FrozenDict
 from flax.traverse_util import flatten_dict, unflatten_dict
+
+from normjax.carried import GradCarried, overwrite
 
 __all__ = ["to_linen"]
 
@@ -81,7 +86,8 @@ class FromNNX(linen.Module):
     for path, variable in _variables(module):
       key = _key(path, variable)
       if key in stored:
-        values[path] = stored.pop(key)
+        value = stored.pop(key)
+        values[path] = overwrite(value) if isinstance(variable, GradCarried) else value
       elif not isinstance(variable, nnx.RngState) and not self.is_mutable_collection(key[0]):
         raise ValueError(f"variables must hold {'/'.join(key)} of {self.nnx_class.__name__}")
     if stored:

@@ -190,7 +190,9 @@ def test_all_is_sorted_and_complete(package):
   defined = {
     name
     for name, value in vars(module).items()
-    if inspect.isroutine(value) and value.__module__ == package and not name.startswith("_")
+    if (inspect.isroutine(value) or name in module.__all__)
+    and getattr(value, "__module__", "") == package
+    and not name.startswith("_")
   }
   assert set(module.__all__) == own | defined
 

@@ -31,16 +31,16 @@ def to_state(model: nnx.Module) -> tuple[Any, PyTree, PyTree]:
   return graphdef, nnx.to_pure_dict(params), nnx.to_pure_dict(rest)
 
 
-def from_state(graphdef: Any, params: PyTree, rest: PyTree) -> Any:
+def from_state(graphdef: Any, params: PyTree, *rest: PyTree) -> Any:
   """Merge what `to_state` split into a new model; works under any jax transform.
 
   Args:
     graphdef: the static structure.
     params: nested dict of parameters.
-    rest: nested dict of all other Variables.
+    *rest: nested dicts that together hold all other Variables.
 
   Returns:
-    The model. Its Variables are new: changing them changes neither dict.
+    The model. Its Variables are new: changing them changes no dict.
 
   Example:
     >>> import jax.numpy as jnp
@@ -50,4 +50,4 @@ def from_state(graphdef: Any, params: PyTree, rest: PyTree) -> Any:
     >>> checkpoint.from_state(*parts)(jnp.ones((2, 3))).shape
     (2, 3)
   """
-  return nnx.merge(graphdef, params, rest)
+  return nnx.merge(graphdef, params, *rest)

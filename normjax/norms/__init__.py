@@ -7,6 +7,7 @@ from typing import Any
 
 from flax import nnx
 
+from normjax.norms._batch_norm import BatchNorm, batch_norm
 from normjax.norms._crms_norm import CRMSNorm, compress, crms_norm, decompress
 from normjax.norms._fix_norm import FixNorm, fix_norm, fix_norm_embed, fix_norm_logits
 from normjax.norms._l2_normalize import L2Normalize, l2_normalize
@@ -17,6 +18,7 @@ from normjax.norms._rms_norm import RMSNorm, rms_norm
 from normjax.norms._scale_norm import ScaleNorm, scale_norm
 
 __all__ = [
+  "BatchNorm",
   "CRMSNorm",
   "FixNorm",
   "L2Normalize",
@@ -25,6 +27,7 @@ __all__ = [
   "NAMES",
   "RMSNorm",
   "ScaleNorm",
+  "batch_norm",
   "compress",
   "crms_norm",
   "decompress",
@@ -43,6 +46,7 @@ __all__ = [
 
 # The layers that keep the shape of their input, by the names that configs use.
 NAMES: dict[str, Callable[..., nnx.Module]] = {
+  "batch_norm": BatchNorm,
   "l2_normalize": L2Normalize,
   "layer_norm": LayerNorm,
   "lp_normalize": LpNormalize,

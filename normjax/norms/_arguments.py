@@ -86,6 +86,32 @@ def as_mask(mask: ArrayLike | None, shape: tuple[int, ...]) -> Bool[Array, "..."
   return mask
 
 
+def as_position_mask(mask: ArrayLike | None, shape: tuple[int, ...]) -> Bool[Array, "..."] | None:
+  """Returns the mask of positions as a boolean array (..., 1), or raises.
+
+  `shape` is (..., c). The mask has all its axes but the last, or also that one, at size 1; each
+  axis has size 1 or that of the input.
+  """
+  if mask is None:
+    return None
+  mask = jnp.asarray(mask)
+  if mask.dtype != jnp.bool_:
+    raise ValueError(f"mask must be boolean (True: enters the statistics), got {mask.dtype}")
+  full = mask[..., None] if mask.ndim == len(shape) - 1 else mask
+  if not broadcasts_explicitly(full.shape, (*shape[:-1], 1)):
+    raise ValueError(
+      f"mask must have the shape {shape[:-1]} of the positions of x, or that with a last axis of "
+      f"size 1, or sizes 1 in it, got {mask.shape}"
+    )
+  return full
+
+
+def check_decay(decay: float, name: str = "decay") -> None:
+  """Raise unless `decay`, the share of the old value that a running mean keeps, is in [0, 1)."""
+  if not 0 <= decay < 1:
+    raise ValueError(f"{name} must be in [0, 1), got {decay}: it is the share of the old value")
+
+
 def broadcasts_explicitly(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
   """Returns whether `shape` has the rank of `target` and differs from it in axes of size 1 only."""
   return len(shape) == len(target) and all(s in (1, t) for s, t in zip(shape, target, strict=True))

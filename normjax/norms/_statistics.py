@@ -41,33 +41,43 @@ class Reduction:
     """Average over the kept entries; zero where none is kept."""
     if self.mask is None and self.axis_name is None:
       return jnp.mean(x, self.axes, keepdims=True)
-    return self.sum(x) / self._count(x.dtype)
+    count = self.count(x.dtype)
+    return self.sum(x) / jnp.maximum(count, jnp.ones_like(count))
 
-  def _count(self, dtype: jnp.dtype) -> Float[Array, "..."]:
+  def count(self, dtype: jnp.dtype) -> Float[Array, "..."]:
+    """Returns how many entries enter the statistics; those of all devices that share them."""
     if self.mask is None:
       local = jnp.full((1,) * len(self.shape), math.prod(self.shape[a] for a in self.axes), dtype)
     else:
       kept = jnp.broadcast_to(self.mask, self.shape)
       local = jnp.sum(kept, self.axes, keepdims=True, dtype=dtype)
-    count = local if self.axis_name is None else jax.lax.psum(local, self.axis_name)
-    return jnp.maximum(count, jnp.ones_like(count))
+    return local if self.axis_name is None else jax.lax.psum(local, self.axis_name)
 
 
 def centered(
   x: Float[Array, "..."], reduction: Reduction
 ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
-  """Returns `x` minus its mean, and its variance, in one pass shifted by the mean.
+  """Returns `x` minus its mean, and its variance: see `moments`."""
+  deviations, _, variance = moments(x, reduction)
+  return deviations, variance
+
+
+def moments(
+  x: Float[Array, "..."], reduction: Reduction
+) -> tuple[Float[Array, "..."], Float[Array, "..."], Float[Array, "..."]]:
+  """Returns `x` minus its mean, the mean and the variance, in one pass shifted by the mean.
 
   The mean of large numbers is rounded to their spacing: of 10^4 + N(0, 1) in float32 it is off by
   up to 10^-3, and so would be the output. Subtracting it first leaves numbers of the size of the
   deviations, whose own mean corrects it. Neither result depends on the shift, so no gradient
   passes through it.
   """
-  d = x - jax.lax.stop_gradient(reduction.mean(reduction.keep(x)))
+  shift = jax.lax.stop_gradient(reduction.mean(reduction.keep(x)))
+  d = x - shift
   kept = reduction.keep(d)
   mean = reduction.mean(kept)
   variance = reduction.mean(kept * kept) - mean * mean
-  return d - mean, jnp.maximum(variance, jnp.zeros_like(variance))
+  return d - mean, shift + mean, jnp.maximum(variance, jnp.zeros_like(variance))
 
 
 def power(x: Float[Array, "..."], p: float) -> Float[Array, "..."]:

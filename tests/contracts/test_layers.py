@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +11,14 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
+from flax.linen.fp8_ops import OVERWRITE_WITH_GRADIENT
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jax.test_util import check_grads
 
 from normjax import norms
+from normjax.carried import GradCarried
 from normjax.linen import to_linen
+from normjax.norms._running import RunningMode
 
 N = 6
 EVERY_OTHER = np.array([True, False, True, True, False, True])
@@ -25,9 +28,11 @@ EVERY_OTHER = np.array([True, False, True, True, False, True])
 class Row:
   """How to build a layer for n features, and what it can do.
 
-  `true_gradient` is False where the backward pass is not the derivative of the forward pass.
-  `wide` are options without which a float64 input is computed in a narrower dtype. `roundings` says
-  how many roundings of its dtype, relative to the largest entry, a 16 bit output may be off.
+  `mask` says which mask the layer takes: of the "features" of each row, of the "positions" of the
+  batch, or none. `true_gradient` is False where the backward pass of training is not the derivative
+  of the forward pass. `wide` are options without which a float64 input is computed in a narrower
+  dtype. `roundings` says how many roundings of its dtype, relative to the largest entry, a 16 bit
+  output may be off.
   """
 
   cls: Callable[..., nnx.Module]
@@ -36,7 +41,7 @@ class Row:
   shape: Callable[[int], tuple] = lambda n: (8, 3, n)
   method: str = "__call__"
   smallest: int = 1
-  mask: bool = True
+  mask: Literal["features", "positions"] | None = "features"
   same_shape: bool = True
   true_gradient: bool = True
   wide: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -46,26 +51,29 @@ class Row:
     return self.cls(*self.args(n), **self.options, **options, rngs=nnx.Rngs(0))
 
 
-# The names of `norms.NAMES`; then variants and the layers that are not in it.
-NAMED = {
-  "l2_normalize": Row(norms.L2Normalize, options={"use_scale": True, "use_bias": True}),
-  "layer_norm": Row(norms.LayerNorm),
-  "lp_normalize": Row(norms.LpNormalize, options={"p": 3.0}),
-  "rms_norm": Row(norms.RMSNorm),
-  "scale_norm": Row(norms.ScaleNorm, options={"use_bias": True}),
+# What the named layers of `norms.NAMES` need beside their names.
+PARTICULARS = {
+  "batch_norm": dict(mask="positions"),
+  "l2_normalize": dict(options={"use_scale": True, "use_bias": True}),
+  "lp_normalize": dict(options={"p": 3.0}),
+  "scale_norm": dict(options={"use_bias": True}),
 }
+NAMED = {name: Row(cls, **PARTICULARS.get(name, {})) for name, cls in norms.NAMES.items()}
+# Variants, and the layers that are not in the registry.
 OTHERS = {
-  "CRMSNorm": Row(norms.CRMSNorm, args=lambda n: (n + 1,), mask=False),
-  "FixNorm": Row(norms.FixNorm, args=lambda n: (9, n), method="attend", mask=False,
+  "BatchNorm, ghost": Row(norms.BatchNorm, options={"ghost_batch_size": 4}, mask="positions"),
+  "CRMSNorm": Row(norms.CRMSNorm, args=lambda n: (n + 1,), mask=None),
+  "FixNorm": Row(norms.FixNorm, args=lambda n: (9, n), method="attend", mask=None,
                  same_shape=False, roundings=8),
   "LayerNorm, two axes": Row(norms.LayerNorm, args=lambda n: ((2, n),),
                              options={"axis": (1, 3)}, shape=lambda n: (8, 2, 3, n)),
   "LayerNorm, pre-normalized": Row(norms.LayerNorm, options={"prenormalize": True}, smallest=2,
-                                   mask=False, wide={"compute_dtype": "float64"}),
+                                   mask=None, wide={"compute_dtype": "float64"}),
   "RMSNorm, partial": Row(norms.RMSNorm, smallest=2,
                           options={"partial": 0.5, "epsilon_placement": "outside"}),
 }  # fmt: skip
 ROWS = NAMED | OTHERS
+MODAL = [name for name, row in ROWS.items() if issubclass(row.cls, RunningMode)]
 
 
 def draw(shape, seed=0, dtype=jnp.float32):
@@ -79,21 +87,28 @@ def randomized(params):
 
 
 def evaluator(row, module):
-  """Return a jitted (params, rest, x, **call) -> (y, (dparams, dx), new rest), and the state."""
-  graphdef, params, rest = nnx.split(module, nnx.Param, ...)
+  """Return a jitted run and the state it takes.
+
+  `run(params, rest, x, **call)` returns `y, gradients, new`: of params and x, of what the backward
+  pass writes (carried increments), and the rest as the forward pass leaves it.
+  """
+  graphdef, params, carried, rest = nnx.split(module, nnx.Param, GradCarried, ...)
 
   @jax.jit
   def run(params, rest, x, **call):
-    def loss(params, x):
-      merged = nnx.merge(graphdef, params, rest, copy=True)
+    def loss(params, carried, x):
+      merged = nnx.merge(graphdef, params, carried, rest[1], copy=True)
       y = getattr(merged, row.method)(x, **call)
       weight = draw(y.shape, seed=1, dtype=y.dtype)
-      return jnp.sum(y * weight), (y, nnx.state(merged, nnx.Not(nnx.Param)))
+      forward = nnx.state(merged, nnx.Not(nnx.Any(nnx.Param, GradCarried)))
+      return jnp.sum(y * weight), (y, forward)
 
-    (_, (y, new)), grads = jax.value_and_grad(loss, (0, 1), has_aux=True)(params, x)
-    return y, grads, new
+    (_, (y, new)), (dparams, increments, dx) = jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(
+      params, rest[0], x
+    )
+    return y, (dparams, dx), (increments, new)
 
-  return run, randomized(params), rest
+  return run, randomized(params), (carried, rest)
 
 
 @functools.cache
@@ -120,9 +135,7 @@ def finite(tree):
 
 
 def test_every_layer_has_a_row_and_every_row_a_layer():
-  assert set(NAMED) == set(norms.NAMES)
-  for name, row in NAMED.items():
-    assert norms.NAMES[name] is row.cls
+  assert set(PARTICULARS) <= set(norms.NAMES)
   public = {v for v in vars(norms).values() if isinstance(v, type) and issubclass(v, nnx.Module)}
   assert {row.cls for row in ROWS.values()} == public
 
@@ -155,11 +168,12 @@ def test_output_has_the_dtype_of_the_input_and_state_stays_float32(name, dtype):
 @pytest.mark.parametrize("row", ROWS.values(), ids=ROWS.keys())
 def test_dtype_decides_the_output(row):
   for given, wanted in ((jnp.bfloat16, jnp.float32), (jnp.float32, jnp.float16)):
-    method = getattr(row.build(dtype=wanted), row.method)
-    assert jax.eval_shape(method, draw(row.shape(N), dtype=given)).dtype == wanted
+    graphdef, state = nnx.split(row.build(dtype=wanted))
+    run = lambda x, g=graphdef, s=state: getattr(nnx.merge(g, s, copy=True), row.method)(x)
+    assert jax.eval_shape(run, draw(row.shape(N), dtype=given)).dtype == wanted
 
 
-@pytest.mark.parametrize("name", [name for name, row in ROWS.items() if row.mask])
+@pytest.mark.parametrize("name", [n for n, row in ROWS.items() if row.mask == "features"])
 def test_masked_values_do_not_enter_the_statistics_and_are_normalized(name):
   x, run, params, rest, unmasked = plain(name)
   ones = (1,) * (x.ndim - 1)
@@ -177,6 +191,46 @@ def test_masked_values_do_not_enter_the_statistics_and_are_normalized(name):
   np.testing.assert_allclose(y[..., ~EVERY_OTHER], y[..., [0, 0]], rtol=1e-6)
 
 
+@pytest.mark.parametrize("name", [n for n, row in ROWS.items() if row.mask == "positions"])
+def test_masked_positions_change_no_statistics_and_no_valid_output(name):
+  x, run, params, rest, unmasked = plain(name)
+  valid = np.arange(len(x)) % 3 != 1
+  mask = jnp.asarray(valid).reshape(-1, *(1,) * (x.ndim - 1))
+  assert_close(run(params, rest, x, mask=jnp.ones_like(mask)), unmasked)
+  assert_close(run(params, rest, x, mask=jnp.ones(x.shape[:-1], bool)), unmasked)
+  y, _, state = run(params, rest, x, mask=mask)
+  assert not np.allclose(y[valid], unmasked[0][valid])
+  for junk in (1e4, jnp.inf, jnp.nan):
+    y_junk, _, state_junk = run(params, rest, jnp.where(mask, x, junk), mask=mask)
+    assert_close(y_junk[valid], y[valid])
+    assert_close(state_junk[1], state[1])
+  nothing = run(params, rest, x, mask=jnp.zeros_like(mask))
+  assert finite(nothing)
+  assert_close(nothing[2][1], rest[1])
+
+
+@pytest.mark.parametrize("name", MODAL)
+def test_evaluation_uses_the_running_statistics_and_leaves_them_alone(name):
+  x, _, params, rest, (y, _, trained) = plain(name)
+  leaves = [jax.tree.leaves(state) for state in (rest, trained)]
+  assert all(not np.array_equal(a, b) for a, b in zip(*leaves, strict=True)), "training moves all"
+  frozen, modal = ROWS[name].build(use_running_average=True), ROWS[name].build()
+  for module in (frozen, modal):
+    nnx.update(module, params, rest[1])
+  shown = frozen(x)
+  assert not np.allclose(shown, y)
+  # An example alone gives the same: nothing of a batch enters.
+  np.testing.assert_allclose(frozen(x[3:4]), shown[3:4], rtol=1e-5, atol=1e-6)
+  by_call, by_view = (
+    modal(x, use_running_average=True),
+    nnx.view(modal, use_running_average=True)(x),
+  )
+  modal.eval()
+  for again in (by_call, by_view, modal(x)):
+    np.testing.assert_array_equal(again, shown)
+  assert_close(nnx.state(modal, nnx.Not(nnx.Param)), nnx.merge_state(*rest))
+
+
 @pytest.mark.parametrize("name", ROWS)
 def test_one_feature_and_no_variance_give_finite_values_and_gradients(name):
   row = ROWS[name]
@@ -187,11 +241,15 @@ def test_one_feature_and_no_variance_give_finite_values_and_gradients(name):
     assert finite(narrow(*state, jnp.full(row.shape(row.smallest), value)))
 
 
-@pytest.mark.parametrize("name", [name for name, row in ROWS.items() if row.true_gradient])
-def test_gradient_is_that_of_finite_differences(name):
+@pytest.mark.parametrize(
+  ("name", "mode"),
+  [(name, {}) for name, row in ROWS.items() if row.true_gradient]
+  + [(name, {"use_running_average": True}) for name in MODAL],
+)
+def test_gradient_is_that_of_finite_differences(name, mode):
   row = ROWS[name]
   with jax.enable_x64(True):
-    module = row.build(**row.wide)
+    module = row.build(**row.wide, **mode)
     graphdef, params, rest = nnx.split(module, nnx.Param, ...)
     params = jax.tree.map(lambda v: v.astype(jnp.float64), randomized(params))
 
@@ -207,19 +265,33 @@ def test_gradient_is_that_of_finite_differences(name):
 @pytest.mark.parametrize("name", ROWS)
 def test_linen_equals_nnx(name):
   row = ROWS[name]
-  x, _, params, _, (y, _, _) = plain(name)
+  x, _, params, rest, (y, _, (increments, new)) = plain(name)
   layer = to_linen(row.cls, *row.args(N), **row.options)
   variables = layer.init(jax.random.key(0), x, nnx_method=row.method)
   params = nnx.to_pure_dict(params)
   assert jax.tree.map(jnp.shape, variables.get("params", {})) == jax.tree.map(jnp.shape, params)
-  apply = jax.jit(lambda variables: layer.apply(variables, x, nnx_method=row.method))
-  assert_close(apply({**variables, "params": params}), y)
+  carried = variables.get(OVERWRITE_WITH_GRADIENT, {})
+  assert_close(carried, nnx.to_pure_dict(rest[0]))
+
+  @jax.jit
+  def apply(carried):
+    state = {**variables, "params": params, OVERWRITE_WITH_GRADIENT: carried}
+    y, new = layer.apply(state, x, nnx_method=row.method, mutable=["batch_stats"])
+    return jnp.sum(y * draw(y.shape, seed=1)), (y, new.get("batch_stats", {}))
+
+  written, (linen_y, statistics) = jax.grad(apply, has_aux=True)(carried)
+  assert_close(linen_y, y)
+  assert_close(statistics, nnx.to_pure_dict(nnx.filter_state(new, nnx.BatchStat)))
+  # What flax's TrainState takes as the new state is the old one plus our increment.
+  assert_close(written, nnx.to_pure_dict(jax.tree.map(jnp.add, rest[0], increments)))
 
 
 def test_checkpoint_brings_every_variable_back(tmp_path):
   modules = {name: row.build() for name, row in ROWS.items()}
   for module in modules.values():
-    nnx.update(module, randomized(nnx.state(module)))
+    # Whatever is not a parameter may be a variance or a count: not negative.
+    params, rest = nnx.state(module, nnx.Param), nnx.state(module, nnx.Not(nnx.Param))
+    nnx.update(module, randomized(params), jax.tree.map(lambda v: v + 2, rest))
   state = {name: nnx.to_pure_dict(nnx.state(module)) for name, module in modules.items()}
   saved = {name: tree for name, tree in state.items() if tree}
   with ocp.StandardCheckpointer() as checkpointer:

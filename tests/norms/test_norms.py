@@ -30,7 +30,7 @@ def test_make_builds_by_name_with_options():
 def test_make_names_the_nearest_norm_and_option():
   with pytest.raises(ValueError, match="got 'layernorm': did you mean 'layer_norm'"):
     norms.make("layernorm", 4, rngs=nnx.Rngs(0))
-  with pytest.raises(ValueError, match="got 'qqq': use one of l2_normalize, layer_norm, "):
+  with pytest.raises(ValueError, match="got 'qqq': use one of batch_norm, "):
     norms.make("qqq", 4, rngs=nnx.Rngs(0))
   with pytest.raises(ValueError, match="rms_norm has no option 'epsilom': did you mean 'epsilon'"):
     norms.make("rms_norm", 4, rngs=nnx.Rngs(0), epsilom=1e-3)
