@@ -32,7 +32,7 @@ ORDER = [
   {"blocks"},
   {"flows"},
   {"models"},
-  {"checkpoint", "linen"},
+  {"checkpoint", "diagnostics", "linen"},
 ]
 RANK = {part: rank for rank, row in enumerate(ORDER) for part in row}
 

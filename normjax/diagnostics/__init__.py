@@ -1,0 +1,6 @@
+"""Looking into models: how activations and gradients change from layer to layer."""
+
+from normjax.diagnostics._figure import draw_profile
+from normjax.diagnostics._profile import STATISTICS, Profile, profile
+
+__all__ = ["Profile", "STATISTICS", "draw_profile", "profile"]
