@@ -22,8 +22,15 @@ from normjax.norms._affine import (
   matching,
   value_or,
 )
-from normjax.norms._arguments import as_mask, check_epsilon, prepare, statistics_dtype
+from normjax.norms._arguments import (
+  as_mask,
+  check_epsilon,
+  floating_dtype,
+  prepare,
+  statistics_dtype,
+)
 from normjax.norms._prenormalize import Prenormalizer, check_prenormalize, prenormalized
+from normjax.norms._rows import are_plain_rows, standardize_rows
 from normjax.norms._statistics import Reduction, centered
 
 
@@ -77,6 +84,10 @@ def layer_norm(
     [-1.342, -0.447, 0.447, 1.342]
   """
   x, axes = prepare(x, axis, epsilon)
+  dtype = x.dtype if dtype is None else floating_dtype(dtype, "dtype")
+  if not prenormalize and mask is None and axis_name is None and compute_dtype is None:
+    if are_plain_rows(x, axes, scale, bias):
+      return standardize_rows(x, scale, bias, epsilon=epsilon, center=True, dtype=dtype)
   if prenormalize:
     check_prenormalize(mask=mask, axis_name=axis_name)
     y = prenormalized(
@@ -90,7 +101,7 @@ def layer_norm(
     reduction = Reduction(axes, x.shape, as_mask(mask, x.shape), axis_name)
     c, variance = centered(x.astype(statistics_dtype(x, compute_dtype)), reduction)
     y = c * jax.lax.rsqrt(variance + epsilon)
-  return apply_affine(y, scale, bias, axes, x.dtype if dtype is None else dtype)
+  return apply_affine(y, scale, bias, axes, dtype)
 
 
 class LayerNorm(nnx.Module):

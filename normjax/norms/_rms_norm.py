@@ -20,11 +20,13 @@ from normjax.norms._affine import apply_affine, check_features, make_param, matc
 from normjax.norms._arguments import (
   as_mask,
   check_epsilon,
+  floating_dtype,
   prepare,
   single_axis,
   statistics_dtype,
 )
 from normjax.norms._prenormalize import Prenormalizer, check_prenormalize, prenormalized
+from normjax.norms._rows import are_plain_rows, standardize_rows
 from normjax.norms._statistics import Reduction, safe_root
 
 EpsilonPlacement = Literal["inside", "outside"]
@@ -89,6 +91,10 @@ def rms_norm(
   if epsilon_placement not in ("inside", "outside"):
     raise ValueError(f"epsilon_placement must be 'inside' or 'outside', got {epsilon_placement!r}")
   outside = epsilon_placement == "outside"
+  dtype = x.dtype if dtype is None else floating_dtype(dtype, "dtype")
+  plain = mask is None and partial is None and axis_name is None and compute_dtype is None
+  if plain and not outside and not prenormalize and are_plain_rows(x, axes, scale, bias):
+    return standardize_rows(x, scale, bias, epsilon=epsilon, center=False, dtype=dtype)
   if prenormalize:
     check_prenormalize(mask=mask, axis_name=axis_name, partial=partial)
     y = prenormalized(
@@ -110,7 +116,7 @@ def rms_norm(
     kept = reduction.keep(measured)
     mean = reduction.mean(kept * kept)
     y = wide / (safe_root(mean) + epsilon) if outside else wide * jax.lax.rsqrt(mean + epsilon)
-  return apply_affine(y, scale, bias, axes, x.dtype if dtype is None else dtype)
+  return apply_affine(y, scale, bias, axes, dtype)
 
 
 def _first_features(x, mask, partial, axis, axis_name):

@@ -65,7 +65,15 @@ def centered(
 def moments(
   x: Float[Array, "..."], reduction: Reduction
 ) -> tuple[Float[Array, "..."], Float[Array, "..."], Float[Array, "..."]]:
-  """Returns `x` minus its mean, the mean and the variance, in one pass shifted by the mean.
+  """Returns `x` minus its mean, the mean and the variance: see `shifted_moments`."""
+  shift, mean, variance = shifted_moments(x, reduction)
+  return x - shift - mean, shift + mean, variance
+
+
+def shifted_moments(
+  x: Float[Array, "..."], reduction: Reduction
+) -> tuple[Float[Array, "..."], Float[Array, "..."], Float[Array, "..."]]:
+  """Returns a shift near the mean of `x`, the mean of `x - shift`, and the variance, in one pass.
 
   The mean of large numbers is rounded to their spacing: of 10^4 + N(0, 1) in float32 it is off by
   up to 10^-3, and so would be the output. Subtracting it first leaves numbers of the size of the
@@ -73,11 +81,10 @@ def moments(
   passes through it.
   """
   shift = jax.lax.stop_gradient(reduction.mean(reduction.keep(x)))
-  d = x - shift
-  kept = reduction.keep(d)
+  kept = reduction.keep(x - shift)
   mean = reduction.mean(kept)
   variance = reduction.mean(kept * kept) - mean * mean
-  return d - mean, shift + mean, jnp.maximum(variance, jnp.zeros_like(variance))
+  return shift, mean, jnp.maximum(variance, jnp.zeros_like(variance))
 
 
 def power(x: Float[Array, "..."], p: float) -> Float[Array, "..."]:
