@@ -79,7 +79,7 @@ def online_norm(
     control: `(u, v)`, likewise. Its cotangent is its increment: differentiate with respect to it,
       and add (`normjax.carried`). Give each call in a loss its own. None: zeros.
     use_running_average: evaluate with `state`, which stays; the gradient is then the derivative.
-    epsilon: added to the variance.
+    epsilon: added to the variance. 0 is allowed; a running variance of 0 then gives NaN.
     decay: share of the old value in the running mean and variance, in (0, 1).
     backward_decay: likewise in the control of the gradient.
     ecm: what keeps outputs bounded, "ac" (activation clamping), "ls" (layer scaling) or None. With
@@ -113,8 +113,8 @@ def online_norm(
 
   Example:
     >>> y, (mean, var) = online_norm(jnp.array([[2.0], [2.0]]), decay=0.5)
-    >>> print(y.ravel().round(3), mean, var)
-    [2.    0.816] [1.5] [1.]
+    >>> print(y.ravel().round(1), mean, var)
+    [2.  0.8] [1.5] [1.]
   """
   x, _ = prepare(x, -1, epsilon)
   c = x.shape[-1]
@@ -131,17 +131,17 @@ def online_norm(
   dtype = floating_dtype(x.dtype if dtype is None else dtype, "dtype")
   y = x.astype(statistics_dtype(x))
   if use_running_average:
-    mean, var = (per_channel(v, y) for v in state)
+    new, (mean, var) = state, (per_channel(v, y) for v in state)
     y = (y - mean) / jnp.sqrt(var + epsilon)
   else:
-    y, state = stream_normalize(stream, y, state, control, mask)
+    y, new = stream_normalize(stream, y, state, control, mask)
   bound = lambda y: compensate(y, ecm, clamp_value, ls_epsilon, ls_group_size, mask)
   if ecm_first:
     y = bound(y)
   y = apply_affine(y, scale, bias, (x.ndim - 1,), y.dtype)
   if not ecm_first:
     y = bound(y)
-  return y.astype(dtype), state
+  return y.astype(dtype), new
 
 
 def check_stream(stream: Stream) -> None:

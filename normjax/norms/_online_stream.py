@@ -29,8 +29,7 @@ class Stream:
   axis_name: str | None
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def stream_normalize(
+def _normalize(
   stream: Stream,
   x: Float[Array, "t *space c"],
   state: Pair,
@@ -59,11 +58,8 @@ def _forward(stream, x, state, control, mask):
   before, new_var = run(1 - fresh, spread, var[0])
   inverse = jax.lax.rsqrt(before + stream.epsilon)  # 1 / sigma_t
   normalized = (shifted - drift) * inverse
-  old_mean, old_var = map(jnp.asarray, state)
-  new = (
-    old_mean + drifted.reshape(-1).astype(old_mean.dtype),
-    new_var.reshape(-1).astype(old_var.dtype),
-  )
+  new_mean = state[0] + drifted.reshape(-1).astype(jnp.result_type(state[0]))
+  new = new_mean, new_var.reshape(-1).astype(jnp.result_type(state[1]))
   return (normalized, _averaged(new, stream)), (normalized, inverse, control, mask)
 
 
@@ -85,13 +81,12 @@ def _backward(stream, saved, cotangents):
   u_drift, u_increment = run(1 - fresh, push - fresh * u)
   u = u + u_drift
   dx = over_space.keep((gradient - fresh * v * normalized) * inverse - fresh * u)
-  increments = tuple(
-    i.reshape(-1).astype(jnp.result_type(c))
-    for i, c in zip((u_increment, v_increment), control, strict=True)
-  )
+  as_given = lambda increment, c: increment.reshape(-1).astype(jnp.result_type(c))
+  increments = as_given(u_increment, control[0]), as_given(v_increment, control[1])
   return dx, None, _averaged(increments, stream), None
 
 
+stream_normalize = jax.custom_vjp(_normalize, nondiff_argnums=(0,))
 stream_normalize.defvjp(_forward, _backward)
 
 
