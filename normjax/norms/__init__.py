@@ -13,6 +13,7 @@ from normjax.norms._fix_norm import FixNorm, fix_norm, fix_norm_embed, fix_norm_
 from normjax.norms._l2_normalize import L2Normalize, l2_normalize
 from normjax.norms._layer_norm import LayerNorm, layer_norm
 from normjax.norms._lp_normalize import LpNormalize, lp_normalize
+from normjax.norms._online_norm import OnlineNorm, online_norm
 from normjax.norms._prenormalize import mad_prenormalize, prenormalizer_gain
 from normjax.norms._rms_norm import RMSNorm, rms_norm
 from normjax.norms._scale_norm import ScaleNorm, scale_norm
@@ -25,6 +26,7 @@ __all__ = [
   "LayerNorm",
   "LpNormalize",
   "NAMES",
+  "OnlineNorm",
   "RMSNorm",
   "ScaleNorm",
   "batch_norm",
@@ -39,6 +41,7 @@ __all__ = [
   "lp_normalize",
   "mad_prenormalize",
   "make",
+  "online_norm",
   "prenormalizer_gain",
   "rms_norm",
   "scale_norm",
@@ -50,6 +53,7 @@ NAMES: dict[str, Callable[..., nnx.Module]] = {
   "l2_normalize": L2Normalize,
   "layer_norm": LayerNorm,
   "lp_normalize": LpNormalize,
+  "online_norm": OnlineNorm,
   "rms_norm": RMSNorm,
   "scale_norm": ScaleNorm,
 }

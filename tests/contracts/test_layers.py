@@ -56,6 +56,7 @@ PARTICULARS = {
   "batch_norm": dict(mask="positions"),
   "l2_normalize": dict(options={"use_scale": True, "use_bias": True}),
   "lp_normalize": dict(options={"p": 3.0}),
+  "online_norm": dict(mask="positions", true_gradient=False),
   "scale_norm": dict(options={"use_bias": True}),
 }
 NAMED = {name: Row(cls, **PARTICULARS.get(name, {})) for name, cls in norms.NAMES.items()}
@@ -69,6 +70,10 @@ OTHERS = {
                              options={"axis": (1, 3)}, shape=lambda n: (8, 2, 3, n)),
   "LayerNorm, pre-normalized": Row(norms.LayerNorm, options={"prenormalize": True}, smallest=2,
                                    mask=None, wide={"compute_dtype": "float64"}),
+  "OnlineNorm, layer scaling": Row(norms.OnlineNorm, mask="positions", true_gradient=False,
+                                   smallest=3,
+                                   options={"ecm": "ls", "ls_group_size": 3, "ecm_first": True,
+                                            "method": "associative"}),
   "RMSNorm, partial": Row(norms.RMSNorm, smallest=2,
                           options={"partial": 0.5, "epsilon_placement": "outside"}),
 }  # fmt: skip
