@@ -132,7 +132,7 @@ def power_norm(
   mask = as_position_mask(mask, x.shape)
   h = x.astype(statistics_dtype(x))
   if num_groups is not None:
-    grouped = h.reshape(*x.shape[:-1], num_groups, -1)
+    grouped = h.reshape(*x.shape[:-1], num_groups, c // num_groups)
     h = rms_norm(grouped, epsilon=group_epsilon).reshape(x.shape)
   if use_running_average or x.size == 0:
     y = evaluated(h, phi, epsilon)

@@ -57,7 +57,9 @@ def _unified_norm(case, meta):
 
 def _evaluation(case, options, state):
   """Return the output in evaluation, and that of a linear layer which the norm is folded into."""
-  layer = norms.UnifiedNorm(len(case["gamma"]), param_dtype=jnp.float64, rngs=nnx.Rngs(0), **options)
+  layer = norms.UnifiedNorm(
+    len(case["gamma"]), param_dtype=jnp.float64, rngs=nnx.Rngs(0), **options
+  )
   values = dict(scale=case["gamma"], bias=case["beta"], phi=state[0])
   nnx.update(layer, {k: jnp.asarray(v) for k, v in values.items()})
   scale, shift = map(np.asarray, layer.evaluation_affine())
