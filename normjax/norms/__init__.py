@@ -14,9 +14,12 @@ from normjax.norms._l2_normalize import L2Normalize, l2_normalize
 from normjax.norms._layer_norm import LayerNorm, layer_norm
 from normjax.norms._lp_normalize import LpNormalize, lp_normalize
 from normjax.norms._online_norm import OnlineNorm, online_norm
+from normjax.norms._power_norm import PowerNorm, power_norm
+from normjax.norms._power_norm_v import PowerNormV, power_norm_v
 from normjax.norms._prenormalize import mad_prenormalize, prenormalizer_gain
 from normjax.norms._rms_norm import RMSNorm, rms_norm
 from normjax.norms._scale_norm import ScaleNorm, scale_norm
+from normjax.norms._unified_norm import UnifiedNorm, unified_norm
 
 __all__ = [
   "BatchNorm",
@@ -27,8 +30,11 @@ __all__ = [
   "LpNormalize",
   "NAMES",
   "OnlineNorm",
+  "PowerNorm",
+  "PowerNormV",
   "RMSNorm",
   "ScaleNorm",
+  "UnifiedNorm",
   "batch_norm",
   "compress",
   "crms_norm",
@@ -42,9 +48,12 @@ __all__ = [
   "mad_prenormalize",
   "make",
   "online_norm",
+  "power_norm",
+  "power_norm_v",
   "prenormalizer_gain",
   "rms_norm",
   "scale_norm",
+  "unified_norm",
 ]
 
 # The layers that keep the shape of their input, by the names that configs use.
@@ -54,8 +63,11 @@ NAMES: dict[str, Callable[..., nnx.Module]] = {
   "layer_norm": LayerNorm,
   "lp_normalize": LpNormalize,
   "online_norm": OnlineNorm,
+  "power_norm": PowerNorm,
+  "power_norm_v": PowerNormV,
   "rms_norm": RMSNorm,
   "scale_norm": ScaleNorm,
+  "unified_norm": UnifiedNorm,
 }
 
 

@@ -15,10 +15,10 @@ def as_floating(x: ArrayLike, name: str = "x") -> Float[Array, "..."]:
   return x
 
 
-def check_epsilon(epsilon: float) -> None:
+def check_epsilon(epsilon: float, name: str = "epsilon") -> None:
   """Raise unless `epsilon` is zero or positive."""
   if not epsilon >= 0:
-    raise ValueError(f"epsilon must be >= 0, got {epsilon}")
+    raise ValueError(f"{name} must be >= 0, got {epsilon}")
 
 
 def prepare(
