@@ -113,8 +113,8 @@ def fold_norm_into(norm: Norm, layer: nnx.Linear | nnx.Conv, *, where: Where) ->
     A layer of the same class that stands for both.
 
   Raises:
-    ValueError: as `fold_norm`, if the layer is of another class, or if it dilates its input, between
-      whose entries then stand zeros, and the norm stands before it.
+    ValueError: as `fold_norm`, if the layer is of another class, or if the norm stands before a
+      convolution that dilates its input with zeros.
 
   Example:
     >>> from normjax.norms import BatchNorm

@@ -31,7 +31,7 @@ from normjax.norms._running import (
   moved,
   per_channel,
 )
-from normjax.norms._statistics import Reduction, moments
+from normjax.norms._statistics import Reduction, finite_or_zero, moments
 
 Moments = tuple[Float[Array, " c"], Float[Array, " c"]]
 
@@ -103,7 +103,7 @@ def batch_norm(
   state = (jnp.zeros(c), jnp.ones(c)) if state is None else state
   check_state(state, "mean, var", (c,))
   mask = as_position_mask(mask, x.shape)
-  wide = x.astype(statistics_dtype(x))
+  wide = finite_or_zero(x.astype(statistics_dtype(x)), mask)
   if use_running_average:
     centered, var = wide - per_channel(state[0], wide), per_channel(state[1], wide)
   else:
@@ -156,9 +156,7 @@ def _batch_moments(
   return centered, var, (new[0], new[1])
 
 
-def _num_groups(
-  shape: tuple[int, ...], ghost_batch_size: int | None, axis_name: str | None
-) -> int:
+def _num_groups(shape: tuple[int, ...], ghost_batch_size: int | None, axis_name: str | None) -> int:
   if ghost_batch_size is None:
     return 1
   if axis_name is not None:

@@ -33,7 +33,7 @@ from normjax.norms._running import (
   moved,
   per_channel,
 )
-from normjax.norms._statistics import Reduction, moments
+from normjax.norms._statistics import Reduction, finite_or_zero, moments
 
 Limit = ArrayLike | Callable[[Int[Array, ""]], ArrayLike]
 RenormState = tuple[Float[Array, " c"], Float[Array, " c"], Int[Array, ""]]
@@ -104,8 +104,8 @@ def batch_renorm(
   Example:
     >>> x = jnp.array([[1.0], [3.0]])
     >>> y, (mean, sigma, step) = batch_renorm(x, r_max=3.0, d_max=5.0)
-    >>> print(y.ravel().round(3), mean.round(3), step)
-    [1. 3.] [0.02] 1
+    >>> print([round(float(v), 3) for v in y.ravel()], mean.round(3), step)
+    [1.0, 3.0] [0.02] 1
   """
   x, _ = prepare(x, -1, epsilon)
   c = x.shape[-1]
@@ -114,7 +114,7 @@ def batch_renorm(
   state = (jnp.zeros(c), jnp.ones(c), jnp.zeros((), jnp.int32)) if state is None else state
   check_state(state[:2], f"mean, {average}", (c,))
   mask = as_position_mask(mask, x.shape)
-  wide = x.astype(statistics_dtype(x))
+  wide = finite_or_zero(x.astype(statistics_dtype(x)), mask)
   mean, spread = (per_channel(v, wide) for v in state[:2])
   sigma = spread if average == "sigma" else jnp.sqrt(spread + epsilon)
   if use_running_average:
@@ -134,7 +134,7 @@ def batch_renorm(
       moved(old, value.reshape(-1), decay)
       for old, value in zip(state[:2], (batch_mean, batch_spread), strict=True)
     ]
-    filled = reduction.count(wide.dtype).reshape(()) > 0
+    filled = jnp.any(reduction.count(wide.dtype) > 0)
     if mask is not None:
       y = jnp.where(filled, y, (wide - mean) / sigma)
       new = [jnp.where(filled, v, old) for v, old in zip(new, state[:2], strict=True)]

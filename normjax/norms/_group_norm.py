@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float
 
 from normjax.norms._affine import apply_affine, check_features, make_param, matching, value_or
 from normjax.norms._arguments import as_position_mask, check_epsilon, prepare, statistics_dtype
-from normjax.norms._statistics import Reduction, centered
+from normjax.norms._statistics import Reduction, centered, finite_or_zero
 
 _NUM_GROUPS = 32
 
@@ -31,7 +31,7 @@ def group_norm(
   axis_name: str | None = None,
   dtype: DTypeLike | None = None,
 ) -> Float[Array, "batch *space c"]:
-  """Normalize each group of channels of each example to mean 0 and variance 1, then scale and shift.
+  """Normalize groups of channels of each example to mean 0 and variance 1, then scale and shift.
 
   y = (x - mean) / sqrt(var + epsilon) * scale + bias, with x (batch, ..., c) -> y of that shape,
   and mean and var (batch, groups) over all positions and the c / groups neighbouring channels of a
@@ -68,7 +68,8 @@ def group_norm(
   check_examples(x)
   groups = _resolve(x.shape[-1], num_groups, group_size)
   mask = as_position_mask(mask, x.shape)
-  split = x.astype(statistics_dtype(x)).reshape(*x.shape[:-1], groups, -1)
+  wide = finite_or_zero(x.astype(statistics_dtype(x)), mask)
+  split = wide.reshape(*x.shape[:-1], groups, -1)
   axes = (*range(1, x.ndim - 1), x.ndim)
   reduction = Reduction(axes, split.shape, None if mask is None else mask[..., None], axis_name)
   deviations, variance = centered(split, reduction)

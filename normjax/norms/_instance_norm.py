@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float
 from normjax.norms._affine import apply_affine, check_features, make_param, matching, value_or
 from normjax.norms._arguments import as_position_mask, check_epsilon, prepare, statistics_dtype
 from normjax.norms._group_norm import check_examples
-from normjax.norms._statistics import Reduction, centered
+from normjax.norms._statistics import Reduction, centered, finite_or_zero
 
 
 def instance_norm(
@@ -63,7 +63,8 @@ def instance_norm(
   check_examples(x)
   mask = as_position_mask(mask, x.shape)
   reduction = Reduction(tuple(range(1, x.ndim - 1)), x.shape, mask, axis_name)
-  deviations, variance = centered(x.astype(statistics_dtype(x)), reduction)
+  wide = finite_or_zero(x.astype(statistics_dtype(x)), mask)
+  deviations, variance = centered(wide, reduction)
   y = deviations * jax.lax.rsqrt(variance + epsilon)
   return apply_affine(y, scale, bias, (x.ndim - 1,), x.dtype if dtype is None else dtype)
 

@@ -29,10 +29,10 @@ class Row:
   """How to build a layer for n features, and what it can do.
 
   `mask` says which mask the layer takes: of the "features" of each row, of the "positions" of the
-  batch, of the "space" of each example, or none. `true_gradient` is False where the backward pass of training is not the derivative
-  of the forward pass. `wide` are options without which a float64 input is computed in a narrower
-  dtype. `roundings` says how many roundings of its dtype, relative to the largest entry, a 16 bit
-  output may be off.
+  batch, of the "space" of each example, or none. `true_gradient` is False where the backward pass
+  of training is not the derivative of the forward pass. `wide` are options without which a float64
+  input is computed in a narrower dtype. `roundings` says how many roundings of its dtype, relative
+  to the largest entry, a 16 bit output may be off.
   """
 
   cls: Callable[..., nnx.Module]

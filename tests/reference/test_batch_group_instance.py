@@ -64,7 +64,7 @@ def _batch_norm(case, meta):
     assert ("mask" in arrays) == meta["masked"]
     mask = arrays["mask"] == 1 if meta["masked"] else None
 
-    def train(x, scale, bias, mask=mask):
+    def train(x, scale, bias, mask=mask, states=states):
       run = functools.partial(norms.batch_norm, x, scale, bias, mask=mask, **options)
       after = {name: run(old, var_estimator=name) for name, old in states.items()}
       return after["unbiased"][0], {name: state for name, (_, state) in after.items()}
@@ -85,7 +85,7 @@ def _batch_renorm(case, meta):
   state = (jnp.zeros(c), jnp.ones(c), jnp.zeros((), jnp.int32))
   for i, arrays in enumerate(_steps(case, meta)):
 
-    def train(x, scale, bias):
+    def train(x, scale, bias, state=state):
       renorm = functools.partial(norms.batch_renorm, x, state=state, **options)
       y, new = renorm(scale, bias, **limits)
       # y = plain * r + d without scale and bias, and the batch mean of plain is 0.
