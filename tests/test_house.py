@@ -32,6 +32,7 @@ ORDER = [
   {"blocks"},
   {"flows"},
   {"models"},
+  {"convert"},
   {"checkpoint", "diagnostics", "linen"},
 ]
 RANK = {part: rank for rank, row in enumerate(ORDER) for part in row}

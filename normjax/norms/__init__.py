@@ -8,8 +8,12 @@ from typing import Any
 from flax import nnx
 
 from normjax.norms._batch_norm import BatchNorm, batch_norm
+from normjax.norms._batch_norm_from_torch import batch_norm_from_torch
+from normjax.norms._batch_renorm import BatchRenorm, batch_renorm
 from normjax.norms._crms_norm import CRMSNorm, compress, crms_norm, decompress
 from normjax.norms._fix_norm import FixNorm, fix_norm, fix_norm_embed, fix_norm_logits
+from normjax.norms._group_norm import GroupNorm, group_norm
+from normjax.norms._instance_norm import InstanceNorm, instance_norm
 from normjax.norms._l2_normalize import L2Normalize, l2_normalize
 from normjax.norms._layer_norm import LayerNorm, layer_norm
 from normjax.norms._lp_normalize import LpNormalize, lp_normalize
@@ -17,14 +21,18 @@ from normjax.norms._online_norm import OnlineNorm, online_norm
 from normjax.norms._power_norm import PowerNorm, power_norm
 from normjax.norms._power_norm_v import PowerNormV, power_norm_v
 from normjax.norms._prenormalize import mad_prenormalize, prenormalizer_gain
+from normjax.norms._recalibrate import recalibrate
 from normjax.norms._rms_norm import RMSNorm, rms_norm
 from normjax.norms._scale_norm import ScaleNorm, scale_norm
 from normjax.norms._unified_norm import UnifiedNorm, unified_norm
 
 __all__ = [
   "BatchNorm",
+  "BatchRenorm",
   "CRMSNorm",
   "FixNorm",
+  "GroupNorm",
+  "InstanceNorm",
   "L2Normalize",
   "LayerNorm",
   "LpNormalize",
@@ -36,12 +44,16 @@ __all__ = [
   "ScaleNorm",
   "UnifiedNorm",
   "batch_norm",
+  "batch_norm_from_torch",
+  "batch_renorm",
   "compress",
   "crms_norm",
   "decompress",
   "fix_norm",
   "fix_norm_embed",
   "fix_norm_logits",
+  "group_norm",
+  "instance_norm",
   "l2_normalize",
   "layer_norm",
   "lp_normalize",
@@ -51,6 +63,7 @@ __all__ = [
   "power_norm",
   "power_norm_v",
   "prenormalizer_gain",
+  "recalibrate",
   "rms_norm",
   "scale_norm",
   "unified_norm",
@@ -59,6 +72,9 @@ __all__ = [
 # The layers that keep the shape of their input, by the names that configs use.
 NAMES: dict[str, Callable[..., nnx.Module]] = {
   "batch_norm": BatchNorm,
+  "batch_renorm": BatchRenorm,
+  "group_norm": GroupNorm,
+  "instance_norm": InstanceNorm,
   "l2_normalize": L2Normalize,
   "layer_norm": LayerNorm,
   "lp_normalize": LpNormalize,

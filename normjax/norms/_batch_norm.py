@@ -23,8 +23,15 @@ from normjax.norms._arguments import (
   prepare,
   statistics_dtype,
 )
-from normjax.norms._running import RunningMode, check_state, moved, per_channel
-from normjax.norms._statistics import Reduction, moments
+from normjax.norms._running import (
+  RunningMode,
+  check_batch,
+  check_state,
+  evaluation_affine,
+  moved,
+  per_channel,
+)
+from normjax.norms._statistics import Reduction, finite_or_zero, moments
 
 Moments = tuple[Float[Array, " c"], Float[Array, " c"]]
 
@@ -77,8 +84,8 @@ def batch_norm(
 
   Raises:
     ValueError: if x is not floating, epsilon < 0, decay is outside [0, 1), scale, bias, state or
-      mask have another shape, ghost_batch_size does not divide the batch, an option is unknown, or
-      a training batch has one position only.
+      mask have another shape, ghost_batch_size does not divide the batch or comes with axis_name,
+      an option is unknown, or a training batch has no position or only one.
 
   Reference:
     Ioffe and Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing Internal
@@ -96,15 +103,11 @@ def batch_norm(
   state = (jnp.zeros(c), jnp.ones(c)) if state is None else state
   check_state(state, "mean, var", (c,))
   mask = as_position_mask(mask, x.shape)
-  wide = x.astype(statistics_dtype(x))
+  wide = finite_or_zero(x.astype(statistics_dtype(x)), mask)
   if use_running_average:
     centered, var = wide - per_channel(state[0], wide), per_channel(state[1], wide)
   else:
-    if x.size == c and not allow_single and axis_name is None:
-      raise ValueError(
-        f"x must have more than one position to train on, got shape {x.shape}: give a larger batch,"
-        " use_running_average=True, or allow_single=True, which returns the bias"
-      )
+    check_batch(x, allow_single, axis_name)
     centered, var, state = _batch_moments(
       wide, state, mask, axis_name, ghost_batch_size, decay, var_estimator
     )
@@ -132,7 +135,7 @@ def _batch_moments(
   var_estimator: str,
 ) -> tuple[Float[Array, "..."], Float[Array, "..."], Moments]:
   """Returns the deviations (groups, batch, ..., c), their variance and the new state."""
-  groups = _num_groups(x.shape, ghost_batch_size)
+  groups = _num_groups(x.shape, ghost_batch_size, axis_name)
   split = lambda v: v.reshape(groups, -1, *v.shape[1:])  # (g * b, ..., c) -> (g, b, ..., c)
   x = split(x)
   if mask is not None:
@@ -153,9 +156,14 @@ def _batch_moments(
   return centered, var, (new[0], new[1])
 
 
-def _num_groups(shape: tuple[int, ...], ghost_batch_size: int | None) -> int:
+def _num_groups(shape: tuple[int, ...], ghost_batch_size: int | None, axis_name: str | None) -> int:
   if ghost_batch_size is None:
     return 1
+  if axis_name is not None:
+    raise ValueError(
+      f"ghost_batch_size must be None where devices share statistics, got {ghost_batch_size} with "
+      f"axis_name={axis_name!r}"
+    )
   if ghost_batch_size < 1 or len(shape) < 2 or shape[0] % ghost_batch_size:
     raise ValueError(
       f"ghost_batch_size must divide the first axis of x, got {ghost_batch_size} for {shape}"
@@ -268,3 +276,8 @@ class BatchNorm(RunningMode):
     if not evaluates:
       self.mean[...], self.var[...] = state
     return y
+
+  def evaluation_affine(self) -> tuple[Float[Array, " c"], Float[Array, " c"]]:
+    """Returns `(scale, shift)`, each (c,): evaluation is x * scale + shift."""
+    inverse = jax.lax.rsqrt(self.var[...] + self.epsilon)
+    return evaluation_affine(self.mean[...], inverse, self.scale, self.bias)

@@ -31,6 +31,27 @@ def check_state(state: tuple[Any, ...], names: str, shape: tuple[int, ...]) -> N
       )
 
 
+def check_batch(x: Float[Array, "... c"], allow_single: bool, axis_name: str | None) -> None:
+  """Raise unless there are positions to train on, more than one if a single one is not allowed."""
+  if x.size < x.shape[-1] or (x.size == x.shape[-1] and not allow_single and axis_name is None):
+    raise ValueError(
+      f"x must have more than one position to train on, got shape {x.shape}: give a larger batch,"
+      " use_running_average=True, or allow_single=True, which accepts a position alone"
+    )
+
+
+def evaluation_affine(
+  mean: Float[Array, " c"],
+  inverse: Float[Array, " c"],
+  scale: nnx.Param[Array] | None,
+  bias: nnx.Param[Array] | None,
+) -> tuple[Float[Array, " c"], Float[Array, " c"]]:
+  """Returns the gain and the shift that equal (x - mean) * inverse * scale + bias."""
+  gain = inverse if scale is None else inverse * scale[...].astype(inverse.dtype)
+  shift = -mean * gain
+  return gain, shift if bias is None else shift + bias[...].astype(shift.dtype)
+
+
 class RunningMode(nnx.Module):
   """A layer that normalizes with running statistics when it evaluates.
 

@@ -54,6 +54,15 @@ class Reduction:
     return local if self.axis_name is None else jax.lax.psum(local, self.axis_name)
 
 
+def finite_or_zero(x: Float[Array, "..."], mask: Bool[Array, "..."] | None) -> Float[Array, "..."]:
+  """Replace masked entries that are infinite or NaN by 0.
+
+  They are normalized like all others, but enter no statistics. Without this the gradient of the
+  statistics would be NaN, as a cotangent of zero times NaN, wherever padding is no number.
+  """
+  return x if mask is None else jnp.where(mask | jnp.isfinite(x), x, jnp.zeros_like(x))
+
+
 def centered(
   x: Float[Array, "..."], reduction: Reduction
 ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:

@@ -29,11 +29,11 @@ class Row:
   """How to build a layer for n features, and what it can do.
 
   `mask` says which mask the layer takes: of the "features" of each row, of the "positions" of the
-  batch, or none. `true_gradient` is False where the backward pass of training is not the derivative
-  of the forward pass. `still` names state that a first training step may leave as it was. `wide`
-  are options without which a float64 input is computed in a narrower
-  dtype. `roundings` says how many roundings of its dtype, relative to the largest entry, a 16 bit
-  output may be off.
+  batch, of the "space" of each example, or none. `true_gradient` is False where the backward pass
+  of training is not the derivative of the forward pass. `still` names state that a first training
+  step may leave as it was. `wide` are options without which a float64 input is computed in a
+  narrower dtype. `roundings` says how many roundings of its dtype, relative to the largest entry, a
+  16 bit output may be off.
   """
 
   cls: Callable[..., nnx.Module]
@@ -42,7 +42,7 @@ class Row:
   shape: Callable[[int], tuple] = lambda n: (8, 3, n)
   method: str = "__call__"
   smallest: int = 1
-  mask: Literal["features", "positions"] | None = "features"
+  mask: Literal["features", "positions", "space"] | None = "features"
   same_shape: bool = True
   true_gradient: bool = True
   still: tuple[str, ...] = ()
@@ -56,6 +56,10 @@ class Row:
 # What the named layers of `norms.NAMES` need beside their names.
 PARTICULARS = {
   "batch_norm": dict(mask="positions"),
+  "batch_renorm": dict(mask="positions", options={"r_max": 1.05, "d_max": 0.05},
+                       true_gradient=False),
+  "group_norm": dict(mask="space", options={"num_groups": 3}, smallest=3),
+  "instance_norm": dict(mask="space", options={"use_scale": True, "use_bias": True}),
   "l2_normalize": dict(options={"use_scale": True, "use_bias": True}),
   "lp_normalize": dict(options={"p": 3.0}),
   "online_norm": dict(mask="positions", true_gradient=False),
@@ -63,11 +67,14 @@ PARTICULARS = {
   "power_norm_v": dict(mask="positions"),
   "scale_norm": dict(options={"use_bias": True}),
   "unified_norm": dict(mask="positions", true_gradient=False, still=("skips",)),
-}
+}  # fmt: skip
 NAMED = {name: Row(cls, **PARTICULARS.get(name, {})) for name, cls in norms.NAMES.items()}
 # Variants, and the layers that are not in the registry.
 OTHERS = {
   "BatchNorm, ghost": Row(norms.BatchNorm, options={"ghost_batch_size": 4}, mask="positions"),
+  "BatchRenorm, averaged variance": Row(
+    norms.BatchRenorm, options={"r_max": 1.05, "d_max": 0.05, "average": "var"}, mask="positions",
+    true_gradient=False),
   "CRMSNorm": Row(norms.CRMSNorm, args=lambda n: (n + 1,), mask=None),
   "FixNorm": Row(norms.FixNorm, args=lambda n: (9, n), method="attend", mask=None,
                  same_shape=False, roundings=8),
@@ -178,7 +185,7 @@ def test_output_has_the_dtype_of_the_input_and_state_stays_float32(name, dtype):
   y, (dparams, dx), new = run(params, rest, x)
   assert y.dtype == dx.dtype == dtype
   for leaf in jax.tree.leaves((params, dparams, rest, new)):
-    assert leaf.dtype == (jnp.float32 if jnp.issubdtype(leaf.dtype, jnp.floating) else jnp.int32)
+    assert leaf.dtype in (jnp.float32, jnp.int32)  # counts are whole
   wide = run(params, rest, x.astype(jnp.float32))[0]
   assert_close(y, wide, rtol=ROWS[name].roundings * float(jnp.finfo(dtype).eps))
 
@@ -209,11 +216,15 @@ def test_masked_values_do_not_enter_the_statistics_and_are_normalized(name):
   np.testing.assert_allclose(y[..., ~EVERY_OTHER], y[..., [0, 0]], rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", [n for n, row in ROWS.items() if row.mask == "positions"])
+@pytest.mark.parametrize(
+  "name", [n for n, row in ROWS.items() if row.mask in ("positions", "space")]
+)
 def test_masked_positions_change_no_statistics_and_no_valid_output(name):
   x, run, params, rest, unmasked = plain(name)
-  valid = np.arange(len(x)) % 3 != 1
-  mask = jnp.asarray(valid).reshape(-1, *(1,) * (x.ndim - 1))
+  axis = 0 if ROWS[name].mask == "positions" else 1
+  keep = np.arange(x.shape[axis]) % 3 != 1
+  mask = jnp.asarray(keep).reshape([-1 if a == axis else 1 for a in range(x.ndim)])
+  valid = np.s_[keep] if axis == 0 else np.s_[:, keep]
   assert_close(run(params, rest, x, mask=jnp.ones_like(mask)), unmasked)
   assert_close(run(params, rest, x, mask=jnp.ones(x.shape[:-1], bool)), unmasked)
   y, _, state = run(params, rest, x, mask=mask)
