@@ -9,28 +9,49 @@ from flax import nnx
 
 from normjax.norms._batch_norm import BatchNorm, batch_norm
 from normjax.norms._crms_norm import CRMSNorm, compress, crms_norm, decompress
+from normjax.norms._dynamic_erf import DynamicErf, dynamic_erf
+from normjax.norms._dynamic_tanh import DynamicTanh, dynamic_tanh
+from normjax.norms._elementwise_layer_norm import ElementwiseLayerNorm, elementwise_layer_norm
+from normjax.norms._feature_norm import FeatureNorm, feature_norm
 from normjax.norms._fix_norm import FixNorm, fix_norm, fix_norm_embed, fix_norm_logits
 from normjax.norms._l2_normalize import L2Normalize, l2_normalize
 from normjax.norms._layer_norm import LayerNorm, layer_norm
 from normjax.norms._lp_normalize import LpNormalize, lp_normalize
+from normjax.norms._moment_exchange import (
+  moment_exchange,
+  moment_exchange_draw,
+  moment_exchange_labels,
+  moment_exchange_loss,
+)
+from normjax.norms._positional_norm import PositionalNorm, moment_shortcut, positional_norm
 from normjax.norms._prenormalize import mad_prenormalize, prenormalizer_gain
+from normjax.norms._replace import replace_layer_norms
 from normjax.norms._rms_norm import RMSNorm, rms_norm
 from normjax.norms._scale_norm import ScaleNorm, scale_norm
 
 __all__ = [
   "BatchNorm",
   "CRMSNorm",
+  "DynamicErf",
+  "DynamicTanh",
+  "ElementwiseLayerNorm",
+  "FeatureNorm",
   "FixNorm",
   "L2Normalize",
   "LayerNorm",
   "LpNormalize",
   "NAMES",
+  "PositionalNorm",
   "RMSNorm",
   "ScaleNorm",
   "batch_norm",
   "compress",
   "crms_norm",
   "decompress",
+  "dynamic_erf",
+  "dynamic_tanh",
+  "elementwise_layer_norm",
+  "feature_norm",
   "fix_norm",
   "fix_norm_embed",
   "fix_norm_logits",
@@ -39,7 +60,14 @@ __all__ = [
   "lp_normalize",
   "mad_prenormalize",
   "make",
+  "moment_exchange",
+  "moment_exchange_draw",
+  "moment_exchange_labels",
+  "moment_exchange_loss",
+  "moment_shortcut",
+  "positional_norm",
   "prenormalizer_gain",
+  "replace_layer_norms",
   "rms_norm",
   "scale_norm",
 ]
@@ -47,9 +75,14 @@ __all__ = [
 # The layers that keep the shape of their input, by the names that configs use.
 NAMES: dict[str, Callable[..., nnx.Module]] = {
   "batch_norm": BatchNorm,
+  "dynamic_erf": DynamicErf,
+  "dynamic_tanh": DynamicTanh,
+  "elementwise_layer_norm": ElementwiseLayerNorm,
+  "feature_norm": FeatureNorm,
   "l2_normalize": L2Normalize,
   "layer_norm": LayerNorm,
   "lp_normalize": LpNormalize,
+  "positional_norm": PositionalNorm,
   "rms_norm": RMSNorm,
   "scale_norm": ScaleNorm,
 }

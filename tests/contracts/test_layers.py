@@ -54,8 +54,12 @@ class Row:
 # What the named layers of `norms.NAMES` need beside their names.
 PARTICULARS = {
   "batch_norm": dict(mask="positions"),
+  "dynamic_erf": dict(mask=None),
+  "dynamic_tanh": dict(mask=None),
+  "elementwise_layer_norm": dict(mask=None),
   "l2_normalize": dict(options={"use_scale": True, "use_bias": True}),
   "lp_normalize": dict(options={"p": 3.0}),
+  "positional_norm": dict(smallest=2),
   "scale_norm": dict(options={"use_bias": True}),
 }
 NAMED = {name: Row(cls, **PARTICULARS.get(name, {})) for name, cls in norms.NAMES.items()}
@@ -63,12 +67,19 @@ NAMED = {name: Row(cls, **PARTICULARS.get(name, {})) for name, cls in norms.NAME
 OTHERS = {
   "BatchNorm, ghost": Row(norms.BatchNorm, options={"ghost_batch_size": 4}, mask="positions"),
   "CRMSNorm": Row(norms.CRMSNorm, args=lambda n: (n + 1,), mask=None),
+  "ElementwiseLayerNorm, bound of LayerNorm": Row(
+    norms.ElementwiseLayerNorm, mask=None, smallest=2,
+    options={"bound": "sqrt_c_minus_1", "parametrization": "exp"}),
+  "FeatureNorm, centered": Row(norms.FeatureNorm, args=lambda n: ((3, n),),
+                               options={"mode": "sv", "axis": (1, 2)}),
   "FixNorm": Row(norms.FixNorm, args=lambda n: (9, n), method="attend", mask=None,
                  same_shape=False, roundings=8),
   "LayerNorm, two axes": Row(norms.LayerNorm, args=lambda n: ((2, n),),
                              options={"axis": (1, 3)}, shape=lambda n: (8, 2, 3, n)),
   "LayerNorm, pre-normalized": Row(norms.LayerNorm, options={"prenormalize": True}, smallest=2,
                                    mask=None, wide={"compute_dtype": "float64"}),
+  "PositionalNorm, affine": Row(norms.PositionalNorm, smallest=2, options={
+    "positions": (3,), "use_scale": True, "use_bias": True}),
   "RMSNorm, partial": Row(norms.RMSNorm, smallest=2,
                           options={"partial": 0.5, "epsilon_placement": "outside"}),
 }  # fmt: skip
