@@ -29,7 +29,9 @@ from normjax.norms._arguments import prepare, statistics_dtype
 from normjax.norms._elementwise import as_single, check_positive
 
 # erf(x) = 2 / sqrt(pi) sum_n (-1)^n x^(2n+1) / (n! (2n+1)); the 13th term is below 1e-17 at 1/2.
-_SERIES = [2 / math.sqrt(math.pi) * (-1) ** n / (math.factorial(n) * (2 * n + 1)) for n in range(13)]
+_SERIES = [
+  2 / math.sqrt(math.pi) * (-1) ** n / (math.factorial(n) * (2 * n + 1)) for n in range(13)
+]
 
 
 @jax.custom_jvp
