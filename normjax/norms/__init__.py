@@ -11,6 +11,10 @@ from normjax.norms._batch_norm import BatchNorm, batch_norm
 from normjax.norms._batch_norm_from_torch import batch_norm_from_torch
 from normjax.norms._batch_renorm import BatchRenorm, batch_renorm
 from normjax.norms._crms_norm import CRMSNorm, compress, crms_norm, decompress
+from normjax.norms._dynamic_erf import DynamicErf, dynamic_erf
+from normjax.norms._dynamic_tanh import DynamicTanh, dynamic_tanh
+from normjax.norms._elementwise_layer_norm import ElementwiseLayerNorm, elementwise_layer_norm
+from normjax.norms._feature_norm import FeatureNorm, feature_norm
 from normjax.norms._fix_norm import FixNorm, fix_norm, fix_norm_embed, fix_norm_logits
 from normjax.norms._group_norm import GroupNorm, group_norm
 from normjax.norms._instance_norm import InstanceNorm, instance_norm
@@ -22,6 +26,15 @@ from normjax.norms._power_norm import PowerNorm, power_norm
 from normjax.norms._power_norm_v import PowerNormV, power_norm_v
 from normjax.norms._prenormalize import mad_prenormalize, prenormalizer_gain
 from normjax.norms._recalibrate import recalibrate
+from normjax.norms._moment_exchange import (
+  moment_exchange,
+  moment_exchange_draw,
+  moment_exchange_labels,
+  moment_exchange_loss,
+)
+from normjax.norms._positional_norm import PositionalNorm, moment_shortcut, positional_norm
+from normjax.norms._prenormalize import mad_prenormalize, prenormalizer_gain
+from normjax.norms._replace import replace_layer_norms
 from normjax.norms._rms_norm import RMSNorm, rms_norm
 from normjax.norms._scale_norm import ScaleNorm, scale_norm
 from normjax.norms._unified_norm import UnifiedNorm, unified_norm
@@ -30,6 +43,10 @@ __all__ = [
   "BatchNorm",
   "BatchRenorm",
   "CRMSNorm",
+  "DynamicErf",
+  "DynamicTanh",
+  "ElementwiseLayerNorm",
+  "FeatureNorm",
   "FixNorm",
   "GroupNorm",
   "InstanceNorm",
@@ -40,6 +57,7 @@ __all__ = [
   "OnlineNorm",
   "PowerNorm",
   "PowerNormV",
+  "PositionalNorm",
   "RMSNorm",
   "ScaleNorm",
   "UnifiedNorm",
@@ -49,6 +67,10 @@ __all__ = [
   "compress",
   "crms_norm",
   "decompress",
+  "dynamic_erf",
+  "dynamic_tanh",
+  "elementwise_layer_norm",
+  "feature_norm",
   "fix_norm",
   "fix_norm_embed",
   "fix_norm_logits",
@@ -64,6 +86,14 @@ __all__ = [
   "power_norm_v",
   "prenormalizer_gain",
   "recalibrate",
+  "moment_exchange",
+  "moment_exchange_draw",
+  "moment_exchange_labels",
+  "moment_exchange_loss",
+  "moment_shortcut",
+  "positional_norm",
+  "prenormalizer_gain",
+  "replace_layer_norms",
   "rms_norm",
   "scale_norm",
   "unified_norm",
@@ -81,6 +111,14 @@ NAMES: dict[str, Callable[..., nnx.Module]] = {
   "online_norm": OnlineNorm,
   "power_norm": PowerNorm,
   "power_norm_v": PowerNormV,
+  "dynamic_erf": DynamicErf,
+  "dynamic_tanh": DynamicTanh,
+  "elementwise_layer_norm": ElementwiseLayerNorm,
+  "feature_norm": FeatureNorm,
+  "l2_normalize": L2Normalize,
+  "layer_norm": LayerNorm,
+  "lp_normalize": LpNormalize,
+  "positional_norm": PositionalNorm,
   "rms_norm": RMSNorm,
   "scale_norm": ScaleNorm,
   "unified_norm": UnifiedNorm,

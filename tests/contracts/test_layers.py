@@ -65,6 +65,12 @@ PARTICULARS = {
   "online_norm": dict(mask="positions", true_gradient=False),
   "power_norm": dict(mask="positions", true_gradient=False),
   "power_norm_v": dict(mask="positions"),
+  "dynamic_erf": dict(mask=None),
+  "dynamic_tanh": dict(mask=None),
+  "elementwise_layer_norm": dict(mask=None),
+  "l2_normalize": dict(options={"use_scale": True, "use_bias": True}),
+  "lp_normalize": dict(options={"p": 3.0}),
+  "positional_norm": dict(smallest=2),
   "scale_norm": dict(options={"use_bias": True}),
   "unified_norm": dict(mask="positions", true_gradient=False, still=("skips",)),
 }  # fmt: skip
@@ -76,6 +82,11 @@ OTHERS = {
     norms.BatchRenorm, options={"r_max": 1.05, "d_max": 0.05, "average": "var"}, mask="positions",
     true_gradient=False),
   "CRMSNorm": Row(norms.CRMSNorm, args=lambda n: (n + 1,), mask=None),
+  "ElementwiseLayerNorm, bound of LayerNorm": Row(
+    norms.ElementwiseLayerNorm, mask=None, smallest=2,
+    options={"bound": "sqrt_c_minus_1", "parametrization": "exp"}),
+  "FeatureNorm, centered": Row(norms.FeatureNorm, args=lambda n: ((3, n),),
+                               options={"mode": "sv", "axis": (1, 2)}),
   "FixNorm": Row(norms.FixNorm, args=lambda n: (9, n), method="attend", mask=None,
                  same_shape=False, roundings=8),
   "LayerNorm, two axes": Row(norms.LayerNorm, args=lambda n: ((2, n),),
@@ -90,6 +101,8 @@ OTHERS = {
                                   options={"num_groups": None, "warmup_backward": "exact"}),
   "PowerNorm, two groups": Row(norms.PowerNorm, mask="positions", true_gradient=False,
                                smallest=2, options={"num_groups": 2}),
+  "PositionalNorm, affine": Row(norms.PositionalNorm, smallest=2, options={
+    "positions": (3,), "use_scale": True, "use_bias": True}),
   "RMSNorm, partial": Row(norms.RMSNorm, smallest=2,
                           options={"partial": 0.5, "epsilon_placement": "outside"}),
   # The first batch is an outlier to a window of zeros.
