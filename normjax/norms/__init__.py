@@ -8,26 +8,33 @@ from typing import Any
 from flax import nnx
 
 from normjax.norms._batch_norm import BatchNorm, batch_norm
+from normjax.norms._cc_norm import CCNorm, cc_norm
 from normjax.norms._crms_norm import CRMSNorm, compress, crms_norm, decompress
 from normjax.norms._fix_norm import FixNorm, fix_norm, fix_norm_embed, fix_norm_logits
 from normjax.norms._l2_normalize import L2Normalize, l2_normalize
 from normjax.norms._layer_norm import LayerNorm, layer_norm
 from normjax.norms._lp_normalize import LpNormalize, lp_normalize
+from normjax.norms._pc_norm import PCNorm, pc_norm
 from normjax.norms._prenormalize import mad_prenormalize, prenormalizer_gain
 from normjax.norms._rms_norm import RMSNorm, rms_norm
+from normjax.norms._sc_norm import SCNorm, sc_norm
 from normjax.norms._scale_norm import ScaleNorm, scale_norm
 
 __all__ = [
   "BatchNorm",
+  "CCNorm",
   "CRMSNorm",
   "FixNorm",
   "L2Normalize",
   "LayerNorm",
   "LpNormalize",
   "NAMES",
+  "PCNorm",
   "RMSNorm",
+  "SCNorm",
   "ScaleNorm",
   "batch_norm",
+  "cc_norm",
   "compress",
   "crms_norm",
   "decompress",
@@ -39,18 +46,23 @@ __all__ = [
   "lp_normalize",
   "mad_prenormalize",
   "make",
+  "pc_norm",
   "prenormalizer_gain",
   "rms_norm",
+  "sc_norm",
   "scale_norm",
 ]
 
 # The layers that keep the shape of their input, by the names that configs use.
 NAMES: dict[str, Callable[..., nnx.Module]] = {
   "batch_norm": BatchNorm,
+  "cc_norm": CCNorm,
   "l2_normalize": L2Normalize,
   "layer_norm": LayerNorm,
   "lp_normalize": LpNormalize,
+  "pc_norm": PCNorm,
   "rms_norm": RMSNorm,
+  "sc_norm": SCNorm,
   "scale_norm": ScaleNorm,
 }
 
@@ -58,7 +70,8 @@ NAMES: dict[str, Callable[..., nnx.Module]] = {
 def make(name: str, num_features: int, *, rngs: nnx.Rngs, **options: Any) -> nnx.Module:
   """Build the norm of this name.
 
-  Every norm in `NAMES` maps (..., num_features) to (..., num_features).
+  Every norm in `NAMES` maps (..., num_features) to (..., num_features); the frequency norms "pc_norm",
+  "cc_norm" and "sc_norm" take images (b, h, w, num_features) only.
 
   Args:
     name: a key of `NAMES`.

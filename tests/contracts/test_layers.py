@@ -51,17 +51,24 @@ class Row:
     return self.cls(*self.args(n), **self.options, **options, rngs=nnx.Rngs(0))
 
 
+# Images, whose frequency norms have a spectrum.
+IMAGES = dict(shape=lambda n: (8, 3, 4, n), mask=None)
+
 # What the named layers of `norms.NAMES` need beside their names.
 PARTICULARS = {
   "batch_norm": dict(mask="positions"),
+  "cc_norm": IMAGES,
   "l2_normalize": dict(options={"use_scale": True, "use_bias": True}),
   "lp_normalize": dict(options={"p": 3.0}),
+  "pc_norm": IMAGES,
+  "sc_norm": IMAGES,
   "scale_norm": dict(options={"use_bias": True}),
 }
 NAMED = {name: Row(cls, **PARTICULARS.get(name, {})) for name, cls in norms.NAMES.items()}
 # Variants, and the layers that are not in the registry.
 OTHERS = {
   "BatchNorm, ghost": Row(norms.BatchNorm, options={"ghost_batch_size": 4}, mask="positions"),
+  "CCNorm, closed form": Row(norms.CCNorm, options={"method": "closed_form"}, **IMAGES),
   "CRMSNorm": Row(norms.CRMSNorm, args=lambda n: (n + 1,), mask=None),
   "FixNorm": Row(norms.FixNorm, args=lambda n: (9, n), method="attend", mask=None,
                  same_shape=False, roundings=8),
@@ -69,8 +76,10 @@ OTHERS = {
                              options={"axis": (1, 3)}, shape=lambda n: (8, 2, 3, n)),
   "LayerNorm, pre-normalized": Row(norms.LayerNorm, options={"prenormalize": True}, smallest=2,
                                    mask=None, wide={"compute_dtype": "float64"}),
+  "PCNorm, closed form": Row(norms.PCNorm, options={"method": "closed_form"}, **IMAGES),
   "RMSNorm, partial": Row(norms.RMSNorm, smallest=2,
                           options={"partial": 0.5, "epsilon_placement": "outside"}),
+  "SCNorm, closed form": Row(norms.SCNorm, options={"method": "closed_form"}, **IMAGES),
 }  # fmt: skip
 ROWS = NAMED | OTHERS
 MODAL = [name for name, row in ROWS.items() if issubclass(row.cls, RunningMode)]
