@@ -7,6 +7,7 @@ from typing import Any
 
 from flax import nnx
 
+from normjax.norms._attentive_batch_norm import AttentiveBatchNorm, attentive_batch_norm
 from normjax.norms._batch_norm import BatchNorm, batch_norm
 from normjax.norms._cc_norm import CCNorm, cc_norm
 from normjax.norms._crms_norm import CRMSNorm, compress, crms_norm, decompress
@@ -21,6 +22,7 @@ from normjax.norms._sc_norm import SCNorm, sc_norm
 from normjax.norms._scale_norm import ScaleNorm, scale_norm
 
 __all__ = [
+  "AttentiveBatchNorm",
   "BatchNorm",
   "CCNorm",
   "CRMSNorm",
@@ -33,6 +35,7 @@ __all__ = [
   "RMSNorm",
   "SCNorm",
   "ScaleNorm",
+  "attentive_batch_norm",
   "batch_norm",
   "cc_norm",
   "compress",
@@ -70,8 +73,8 @@ NAMES: dict[str, Callable[..., nnx.Module]] = {
 def make(name: str, num_features: int, *, rngs: nnx.Rngs, **options: Any) -> nnx.Module:
   """Build the norm of this name.
 
-  Every norm in `NAMES` maps (..., num_features) to (..., num_features); the frequency norms "pc_norm",
-  "cc_norm" and "sc_norm" take images (b, h, w, num_features) only.
+  Every norm in `NAMES` maps (..., num_features) to (..., num_features); the frequency norms
+  "pc_norm", "cc_norm" and "sc_norm" take images (b, h, w, num_features) only.
 
   Args:
     name: a key of `NAMES`.

@@ -32,7 +32,8 @@ class Row:
   batch, or none. `true_gradient` is False where the backward pass of training is not the derivative
   of the forward pass. `wide` are options without which a float64 input is computed in a narrower
   dtype. `roundings` says how many roundings of its dtype, relative to the largest entry, a 16 bit
-  output may be off.
+  output may be off. `extra` gives the further arguments of a call for n features, as keywords;
+  arrays among them have the batch as their first axis.
   """
 
   cls: Callable[..., nnx.Module]
@@ -46,9 +47,13 @@ class Row:
   true_gradient: bool = True
   wide: dict[str, Any] = dataclasses.field(default_factory=dict)
   roundings: float = 1.0
+  extra: Callable[[int], dict[str, Any]] = lambda n: {}
 
   def build(self, n=N, **options):
     return self.cls(*self.args(n), **self.options, **options, rngs=nnx.Rngs(0))
+
+  def call(self, module, x, **more):
+    return getattr(module, self.method)(x, **(self.extra(x.shape[-1]) | more))
 
 
 # Images, whose frequency norms have a spectrum.
@@ -67,6 +72,13 @@ PARTICULARS = {
 NAMED = {name: Row(cls, **PARTICULARS.get(name, {})) for name, cls in norms.NAMES.items()}
 # Variants, and the layers that are not in the registry.
 OTHERS = {
+  "AttentiveBatchNorm": Row(norms.AttentiveBatchNorm, args=lambda n: (n, 4),
+                            options={"window": 2, "summary_features": 5, "score_features": 3},
+                            extra=lambda n: {"a": draw((8, 3, 4), seed=4)}, mask="positions"),
+  "AttentiveBatchNorm, utterance": Row(norms.AttentiveBatchNorm, args=lambda n: (n, 4),
+                                       options={"scheme": "utterance"},
+                                       extra=lambda n: {"a": draw((8, 3, 4), seed=4)},
+                                       mask="positions"),
   "BatchNorm, ghost": Row(norms.BatchNorm, options={"ghost_batch_size": 4}, mask="positions"),
   "CCNorm, closed form": Row(norms.CCNorm, options={"method": "closed_form"}, **IMAGES),
   "CRMSNorm": Row(norms.CRMSNorm, args=lambda n: (n + 1,), mask=None),
@@ -107,7 +119,7 @@ def evaluator(row, module):
   def run(params, rest, x, **call):
     def loss(params, carried, x):
       merged = nnx.merge(graphdef, params, carried, rest[1], copy=True)
-      y = getattr(merged, row.method)(x, **call)
+      y = row.call(merged, x, **call)
       weight = draw(y.shape, seed=1, dtype=y.dtype)
       forward = nnx.state(merged, nnx.Not(nnx.Any(nnx.Param, GradCarried)))
       return jnp.sum(y * weight), (y, forward)
@@ -155,7 +167,7 @@ def test_jit_equals_eager(name):
   x, _, params, _, jitted = plain(name)
   module = row.build()
   nnx.update(module, params)
-  eager = getattr(module, row.method)(x)
+  eager = row.call(module, x)
   assert_close(eager, jitted[0])
   assert (eager.shape == x.shape) == row.same_shape
   assert finite(jitted)
@@ -178,7 +190,7 @@ def test_output_has_the_dtype_of_the_input_and_state_stays_float32(name, dtype):
 def test_dtype_decides_the_output(row):
   for given, wanted in ((jnp.bfloat16, jnp.float32), (jnp.float32, jnp.float16)):
     graphdef, state = nnx.split(row.build(dtype=wanted))
-    run = lambda x, g=graphdef, s=state: getattr(nnx.merge(g, s, copy=True), row.method)(x)
+    run = lambda x, g=graphdef, s=state: row.call(nnx.merge(g, s, copy=True), x)
     assert jax.eval_shape(run, draw(row.shape(N), dtype=given)).dtype == wanted
 
 
@@ -194,9 +206,8 @@ def test_masked_values_do_not_enter_the_statistics_and_are_normalized(name):
     y_junk = run(params, rest, jnp.where(mask, x, junk), mask=mask)[0]
     assert_close(y_junk[..., EVERY_OTHER], y[..., EVERY_OTHER])
   # With its initial parameters a layer maps equal entries of a row to equal outputs.
-  fresh = ROWS[name].build()
   equal = jnp.where(mask, x, x[..., :1])
-  y = fresh(equal, mask=mask)
+  y = ROWS[name].call(ROWS[name].build(), equal, mask=mask)
   np.testing.assert_allclose(y[..., ~EVERY_OTHER], y[..., [0, 0]], rtol=1e-6)
 
 
@@ -223,19 +234,19 @@ def test_evaluation_uses_the_running_statistics_and_leaves_them_alone(name):
   x, _, params, rest, (y, _, trained) = plain(name)
   leaves = [jax.tree.leaves(state) for state in (rest, trained)]
   assert all(not np.array_equal(a, b) for a, b in zip(*leaves, strict=True)), "training moves all"
-  frozen, modal = ROWS[name].build(use_running_average=True), ROWS[name].build()
+  row = ROWS[name]
+  frozen, modal = row.build(use_running_average=True), row.build()
   for module in (frozen, modal):
     nnx.update(module, params, rest[1])
-  shown = frozen(x)
+  shown = row.call(frozen, x)
   assert not np.allclose(shown, y)
   # An example alone gives the same: nothing of a batch enters.
-  np.testing.assert_allclose(frozen(x[3:4]), shown[3:4], rtol=1e-5, atol=1e-6)
-  by_call, by_view = (
-    modal(x, use_running_average=True),
-    nnx.view(modal, use_running_average=True)(x),
-  )
+  alone = {k: v[3:4] if isinstance(v, jax.Array) else v for k, v in row.extra(N).items()}
+  np.testing.assert_allclose(row.call(frozen, x[3:4], **alone), shown[3:4], rtol=1e-5, atol=1e-6)
+  by_call = row.call(modal, x, use_running_average=True)
+  by_view = row.call(nnx.view(modal, use_running_average=True), x)
   modal.eval()
-  for again in (by_call, by_view, modal(x)):
+  for again in (by_call, by_view, row.call(modal, x)):
     np.testing.assert_array_equal(again, shown)
   assert_close(nnx.state(modal, nnx.Not(nnx.Param)), nnx.merge_state(*rest))
 
@@ -264,7 +275,7 @@ def test_gradient_is_that_of_finite_differences(name, mode):
 
     @jax.jit
     def f(params, x):
-      return getattr(nnx.merge(graphdef, params, rest, copy=True), row.method)(x)
+      return row.call(nnx.merge(graphdef, params, rest, copy=True), x)
 
     x = draw(row.shape(N), seed=2, dtype=jnp.float64)
     assert f(params, x).dtype == jnp.float64
@@ -276,7 +287,7 @@ def test_linen_equals_nnx(name):
   row = ROWS[name]
   x, _, params, rest, (y, _, (increments, new)) = plain(name)
   layer = to_linen(row.cls, *row.args(N), **row.options)
-  variables = layer.init(jax.random.key(0), x, nnx_method=row.method)
+  variables = layer.init(jax.random.key(0), x, nnx_method=row.method, **row.extra(N))
   params = nnx.to_pure_dict(params)
   assert jax.tree.map(jnp.shape, variables.get("params", {})) == jax.tree.map(jnp.shape, params)
   carried = variables.get(OVERWRITE_WITH_GRADIENT, {})
@@ -285,7 +296,9 @@ def test_linen_equals_nnx(name):
   @jax.jit
   def apply(carried):
     state = {**variables, "params": params, OVERWRITE_WITH_GRADIENT: carried}
-    y, new = layer.apply(state, x, nnx_method=row.method, mutable=["batch_stats"])
+    y, new = layer.apply(
+      state, x, nnx_method=row.method, mutable=["batch_stats"], **row.extra(N)
+    )
     return jnp.sum(y * draw(y.shape, seed=1)), (y, new.get("batch_stats", {}))
 
   written, (linen_y, statistics) = jax.grad(apply, has_aux=True)(carried)
@@ -313,7 +326,7 @@ def test_checkpoint_brings_every_variable_back(tmp_path):
     assert len(jax.tree.leaves(restored.get(name, {}))) == len(variables)
     nnx.update(fresh, restored.get(name, {}))
     x = draw(row.shape(N))
-    outputs = [getattr(module, row.method)(x) for module in (fresh, modules[name])]
+    outputs = [row.call(module, x) for module in (fresh, modules[name])]
     assert np.array_equal(*outputs)
 
 
