@@ -7,9 +7,11 @@ from typing import Any
 
 from flax import nnx
 
+from normjax.norms._attentive_batch_norm import AttentiveBatchNorm, attentive_batch_norm
 from normjax.norms._batch_norm import BatchNorm, batch_norm
 from normjax.norms._batch_norm_from_torch import batch_norm_from_torch
 from normjax.norms._batch_renorm import BatchRenorm, batch_renorm
+from normjax.norms._cc_norm import CCNorm, cc_norm
 from normjax.norms._crms_norm import CRMSNorm, compress, crms_norm, decompress
 from normjax.norms._dynamic_erf import DynamicErf, dynamic_erf
 from normjax.norms._dynamic_tanh import DynamicTanh, dynamic_tanh
@@ -21,27 +23,30 @@ from normjax.norms._instance_norm import InstanceNorm, instance_norm
 from normjax.norms._l2_normalize import L2Normalize, l2_normalize
 from normjax.norms._layer_norm import LayerNorm, layer_norm
 from normjax.norms._lp_normalize import LpNormalize, lp_normalize
-from normjax.norms._online_norm import OnlineNorm, online_norm
-from normjax.norms._power_norm import PowerNorm, power_norm
-from normjax.norms._power_norm_v import PowerNormV, power_norm_v
-from normjax.norms._prenormalize import mad_prenormalize, prenormalizer_gain
-from normjax.norms._recalibrate import recalibrate
 from normjax.norms._moment_exchange import (
   moment_exchange,
   moment_exchange_draw,
   moment_exchange_labels,
   moment_exchange_loss,
 )
+from normjax.norms._online_norm import OnlineNorm, online_norm
+from normjax.norms._pc_norm import PCNorm, pc_norm
 from normjax.norms._positional_norm import PositionalNorm, moment_shortcut, positional_norm
+from normjax.norms._power_norm import PowerNorm, power_norm
+from normjax.norms._power_norm_v import PowerNormV, power_norm_v
 from normjax.norms._prenormalize import mad_prenormalize, prenormalizer_gain
+from normjax.norms._recalibrate import recalibrate
 from normjax.norms._replace import replace_layer_norms
 from normjax.norms._rms_norm import RMSNorm, rms_norm
+from normjax.norms._sc_norm import SCNorm, sc_norm
 from normjax.norms._scale_norm import ScaleNorm, scale_norm
 from normjax.norms._unified_norm import UnifiedNorm, unified_norm
 
 __all__ = [
+  "AttentiveBatchNorm",
   "BatchNorm",
   "BatchRenorm",
+  "CCNorm",
   "CRMSNorm",
   "DynamicErf",
   "DynamicTanh",
@@ -58,12 +63,17 @@ __all__ = [
   "PowerNorm",
   "PowerNormV",
   "PositionalNorm",
+  "PCNorm",
   "RMSNorm",
+  "SCNorm",
   "ScaleNorm",
   "UnifiedNorm",
   "batch_norm",
   "batch_norm_from_torch",
   "batch_renorm",
+  "attentive_batch_norm",
+  "batch_norm",
+  "cc_norm",
   "compress",
   "crms_norm",
   "decompress",
@@ -84,6 +94,7 @@ __all__ = [
   "online_norm",
   "power_norm",
   "power_norm_v",
+  "pc_norm",
   "prenormalizer_gain",
   "recalibrate",
   "moment_exchange",
@@ -95,6 +106,7 @@ __all__ = [
   "prenormalizer_gain",
   "replace_layer_norms",
   "rms_norm",
+  "sc_norm",
   "scale_norm",
   "unified_norm",
 ]
@@ -119,7 +131,13 @@ NAMES: dict[str, Callable[..., nnx.Module]] = {
   "layer_norm": LayerNorm,
   "lp_normalize": LpNormalize,
   "positional_norm": PositionalNorm,
+  "cc_norm": CCNorm,
+  "l2_normalize": L2Normalize,
+  "layer_norm": LayerNorm,
+  "lp_normalize": LpNormalize,
+  "pc_norm": PCNorm,
   "rms_norm": RMSNorm,
+  "sc_norm": SCNorm,
   "scale_norm": ScaleNorm,
   "unified_norm": UnifiedNorm,
 }
@@ -128,7 +146,8 @@ NAMES: dict[str, Callable[..., nnx.Module]] = {
 def make(name: str, num_features: int, *, rngs: nnx.Rngs, **options: Any) -> nnx.Module:
   """Build the norm of this name.
 
-  Every norm in `NAMES` maps (..., num_features) to (..., num_features).
+  Every norm in `NAMES` maps (..., num_features) to (..., num_features); the frequency norms
+  "pc_norm", "cc_norm" and "sc_norm" take images (b, h, w, num_features) only.
 
   Args:
     name: a key of `NAMES`.

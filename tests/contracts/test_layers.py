@@ -33,7 +33,8 @@ class Row:
   of training is not the derivative of the forward pass. `still` names state that a first training
   step may leave as it was. `wide` are options without which a float64 input is computed in a
   narrower dtype. `roundings` says how many roundings of its dtype, relative to the largest entry, a
-  16 bit output may be off.
+  16 bit output may be off. `extra` gives the further arguments of a call for n features, as
+  keywords; arrays among them have the batch as their first axis.
   """
 
   cls: Callable[..., nnx.Module]
@@ -48,10 +49,17 @@ class Row:
   still: tuple[str, ...] = ()
   wide: dict[str, Any] = dataclasses.field(default_factory=dict)
   roundings: float = 1.0
+  extra: Callable[[int], dict[str, Any]] = lambda n: {}
 
   def build(self, n=N, **options):
     return self.cls(*self.args(n), **self.options, **options, rngs=nnx.Rngs(0))
 
+  def call(self, module, x, **more):
+    return getattr(module, self.method)(x, **(self.extra(x.shape[-1]) | more))
+
+
+# Images, whose frequency norms have a spectrum.
+IMAGES = dict(shape=lambda n: (8, 3, 4, n), mask=None)
 
 # What the named layers of `norms.NAMES` need beside their names.
 PARTICULARS = {
@@ -68,19 +76,28 @@ PARTICULARS = {
   "dynamic_erf": dict(mask=None),
   "dynamic_tanh": dict(mask=None),
   "elementwise_layer_norm": dict(mask=None),
-  "l2_normalize": dict(options={"use_scale": True, "use_bias": True}),
-  "lp_normalize": dict(options={"p": 3.0}),
   "positional_norm": dict(smallest=2),
+  "cc_norm": IMAGES,
+  "pc_norm": IMAGES,
+  "sc_norm": IMAGES,
   "scale_norm": dict(options={"use_bias": True}),
   "unified_norm": dict(mask="positions", true_gradient=False, still=("skips",)),
 }  # fmt: skip
 NAMED = {name: Row(cls, **PARTICULARS.get(name, {})) for name, cls in norms.NAMES.items()}
 # Variants, and the layers that are not in the registry.
 OTHERS = {
+  "AttentiveBatchNorm": Row(norms.AttentiveBatchNorm, args=lambda n: (n, 4),
+                            options={"window": 2, "summary_features": 5, "score_features": 3},
+                            extra=lambda n: {"a": draw((8, 3, 4), seed=4)}, mask="positions"),
+  "AttentiveBatchNorm, utterance": Row(norms.AttentiveBatchNorm, args=lambda n: (n, 4),
+                                       options={"scheme": "utterance"},
+                                       extra=lambda n: {"a": draw((8, 3, 4), seed=4)},
+                                       mask="positions"),
   "BatchNorm, ghost": Row(norms.BatchNorm, options={"ghost_batch_size": 4}, mask="positions"),
   "BatchRenorm, averaged variance": Row(
     norms.BatchRenorm, options={"r_max": 1.05, "d_max": 0.05, "average": "var"}, mask="positions",
     true_gradient=False),
+  "CCNorm, closed form": Row(norms.CCNorm, options={"method": "closed_form"}, **IMAGES),
   "CRMSNorm": Row(norms.CRMSNorm, args=lambda n: (n + 1,), mask=None),
   "ElementwiseLayerNorm, bound of LayerNorm": Row(
     norms.ElementwiseLayerNorm, mask=None, smallest=2,
@@ -109,6 +126,8 @@ OTHERS = {
   "UnifiedNorm, outlier": Row(norms.UnifiedNorm, mask="positions", true_gradient=False,
                               options={"warmup_iters": 0, "outlier_filtration": True},
                               still=("err_recent",)),
+  "PCNorm, closed form": Row(norms.PCNorm, options={"method": "closed_form"}, **IMAGES),
+  "SCNorm, closed form": Row(norms.SCNorm, options={"method": "closed_form"}, **IMAGES),
 }  # fmt: skip
 ROWS = NAMED | OTHERS
 MODAL = [name for name, row in ROWS.items() if issubclass(row.cls, RunningMode)]
@@ -136,7 +155,7 @@ def evaluator(row, module):
   def run(params, rest, x, **call):
     def loss(params, carried, x):
       merged = nnx.merge(graphdef, params, carried, rest[1], copy=True)
-      y = getattr(merged, row.method)(x, **call)
+      y = row.call(merged, x, **call)
       weight = draw(y.shape, seed=1, dtype=y.dtype)
       forward = nnx.state(merged, nnx.Not(nnx.Any(nnx.Param, GradCarried)))
       return jnp.sum(y * weight), (y, forward)
@@ -184,7 +203,7 @@ def test_jit_equals_eager(name):
   x, _, params, _, jitted = plain(name)
   module = row.build()
   nnx.update(module, params)
-  eager = getattr(module, row.method)(x)
+  eager = row.call(module, x)
   assert_close(eager, jitted[0])
   assert (eager.shape == x.shape) == row.same_shape
   assert finite(jitted)
@@ -207,7 +226,7 @@ def test_output_has_the_dtype_of_the_input_and_state_stays_float32(name, dtype):
 def test_dtype_decides_the_output(row):
   for given, wanted in ((jnp.bfloat16, jnp.float32), (jnp.float32, jnp.float16)):
     graphdef, state = nnx.split(row.build(dtype=wanted))
-    run = lambda x, g=graphdef, s=state: getattr(nnx.merge(g, s, copy=True), row.method)(x)
+    run = lambda x, g=graphdef, s=state: row.call(nnx.merge(g, s, copy=True), x)
     assert jax.eval_shape(run, draw(row.shape(N), dtype=given)).dtype == wanted
 
 
@@ -223,9 +242,8 @@ def test_masked_values_do_not_enter_the_statistics_and_are_normalized(name):
     y_junk = run(params, rest, jnp.where(mask, x, junk), mask=mask)[0]
     assert_close(y_junk[..., EVERY_OTHER], y[..., EVERY_OTHER])
   # With its initial parameters a layer maps equal entries of a row to equal outputs.
-  fresh = ROWS[name].build()
   equal = jnp.where(mask, x, x[..., :1])
-  y = fresh(equal, mask=mask)
+  y = ROWS[name].call(ROWS[name].build(), equal, mask=mask)
   np.testing.assert_allclose(y[..., ~EVERY_OTHER], y[..., [0, 0]], rtol=1e-6)
 
 
@@ -257,19 +275,19 @@ def test_evaluation_uses_the_running_statistics_and_leaves_them_alone(name):
   leaves = [jax.tree.leaves_with_path(state) for state in (rest, trained)]
   kept = {path[1].key for (path, a), (_, b) in zip(*leaves, strict=True) if np.array_equal(a, b)}
   assert kept == set(ROWS[name].still), "training moves all else"
-  frozen, modal = ROWS[name].build(use_running_average=True), ROWS[name].build()
+  row = ROWS[name]
+  frozen, modal = row.build(use_running_average=True), row.build()
   for module in (frozen, modal):
     nnx.update(module, params, rest[1])
-  shown = frozen(x)
+  shown = row.call(frozen, x)
   assert not np.allclose(shown, y)
   # An example alone gives the same: nothing of a batch enters.
-  np.testing.assert_allclose(frozen(x[3:4]), shown[3:4], rtol=1e-5, atol=1e-6)
-  by_call, by_view = (
-    modal(x, use_running_average=True),
-    nnx.view(modal, use_running_average=True)(x),
-  )
+  alone = {k: v[3:4] if isinstance(v, jax.Array) else v for k, v in row.extra(N).items()}
+  np.testing.assert_allclose(row.call(frozen, x[3:4], **alone), shown[3:4], rtol=1e-5, atol=1e-6)
+  by_call = row.call(modal, x, use_running_average=True)
+  by_view = row.call(nnx.view(modal, use_running_average=True), x)
   modal.eval()
-  for again in (by_call, by_view, modal(x)):
+  for again in (by_call, by_view, row.call(modal, x)):
     np.testing.assert_array_equal(again, shown)
   assert_close(nnx.state(modal, nnx.Not(nnx.Param)), nnx.merge_state(*rest))
 
@@ -298,7 +316,7 @@ def test_gradient_is_that_of_finite_differences(name, mode):
 
     @jax.jit
     def f(params, x):
-      return getattr(nnx.merge(graphdef, params, rest, copy=True), row.method)(x)
+      return row.call(nnx.merge(graphdef, params, rest, copy=True), x)
 
     x = draw(row.shape(N), seed=2, dtype=jnp.float64)
     assert f(params, x).dtype == jnp.float64
@@ -310,7 +328,7 @@ def test_linen_equals_nnx(name):
   row = ROWS[name]
   x, _, params, rest, (y, _, (increments, new)) = plain(name)
   layer = to_linen(row.cls, *row.args(N), **row.options)
-  variables = layer.init(jax.random.key(0), x, nnx_method=row.method)
+  variables = layer.init(jax.random.key(0), x, nnx_method=row.method, **row.extra(N))
   params = nnx.to_pure_dict(params)
   assert jax.tree.map(jnp.shape, variables.get("params", {})) == jax.tree.map(jnp.shape, params)
   carried = variables.get(OVERWRITE_WITH_GRADIENT, {})
@@ -319,7 +337,7 @@ def test_linen_equals_nnx(name):
   @jax.jit
   def apply(carried):
     state = {**variables, "params": params, OVERWRITE_WITH_GRADIENT: carried}
-    y, new = layer.apply(state, x, nnx_method=row.method, mutable=["batch_stats"])
+    y, new = layer.apply(state, x, nnx_method=row.method, mutable=["batch_stats"], **row.extra(N))
     return jnp.sum(y * draw(y.shape, seed=1)), (y, new.get("batch_stats", {}))
 
   written, (linen_y, statistics) = jax.grad(apply, has_aux=True)(carried)
@@ -347,7 +365,7 @@ def test_checkpoint_brings_every_variable_back(tmp_path):
     assert len(jax.tree.leaves(restored.get(name, {}))) == len(variables)
     nnx.update(fresh, restored.get(name, {}))
     x = draw(row.shape(N))
-    outputs = [getattr(module, row.method)(x) for module in (fresh, modules[name])]
+    outputs = [row.call(module, x) for module in (fresh, modules[name])]
     assert np.array_equal(*outputs)
 
 

@@ -9,6 +9,7 @@ from flax import nnx
 from normjax import norms
 
 X = jnp.ones((2, 3, 4))
+IMAGES = jnp.ones((2, 3, 3, 4))
 FUNCTIONS = [
   norms.layer_norm,
   norms.rms_norm,
@@ -26,7 +27,7 @@ def test_make_builds_by_name_with_options():
     norm = norms.make(name, 4, rngs=nnx.Rngs(0), epsilon=0.25, **NEEDED.get(name, {}))
     assert type(norm) is cls
     assert norm.epsilon == 0.25
-    assert norm(X).shape == X.shape
+    assert norm(IMAGES).shape == IMAGES.shape
   assert norms.make("rms_norm", 4, rngs=nnx.Rngs(0), partial=0.5).partial == 0.5
 
 
