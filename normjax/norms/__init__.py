@@ -7,41 +7,76 @@ from typing import Any
 
 from flax import nnx
 
+from normjax.norms._adaptive_instance_norm import (
+  adaptive_instance_norm,
+  feature_adaptive_instance_norm,
+)
 from normjax.norms._batch_norm import BatchNorm, batch_norm
+from normjax.norms._content_aware_adaptive_instance_norm import (
+  content_aware_adaptive_instance_norm,
+)
 from normjax.norms._crms_norm import CRMSNorm, compress, crms_norm, decompress
+from normjax.norms._cross_modal_adaptive_instance_norm import cross_modal_adaptive_instance_norm
+from normjax.norms._fade import FADE, fade
 from normjax.norms._fix_norm import FixNorm, fix_norm, fix_norm_embed, fix_norm_logits
+from normjax.norms._instance_statistics import instance_statistics
 from normjax.norms._l2_normalize import L2Normalize, l2_normalize
 from normjax.norms._layer_norm import LayerNorm, layer_norm
+from normjax.norms._learnable_region_norm import (
+  LearnableRegionNorm,
+  learnable_region_norm,
+  region_importance,
+)
 from normjax.norms._lp_normalize import LpNormalize, lp_normalize
+from normjax.norms._nearest_resize import nearest_resize
 from normjax.norms._prenormalize import mad_prenormalize, prenormalizer_gain
+from normjax.norms._region_norm import RegionNorm, region_norm
+from normjax.norms._region_normalize import region_normalize
 from normjax.norms._rms_norm import RMSNorm, rms_norm
 from normjax.norms._scale_norm import ScaleNorm, scale_norm
+from normjax.norms._spade import SPADE, spade
 
 __all__ = [
   "BatchNorm",
   "CRMSNorm",
+  "FADE",
   "FixNorm",
   "L2Normalize",
   "LayerNorm",
+  "LearnableRegionNorm",
   "LpNormalize",
   "NAMES",
   "RMSNorm",
+  "RegionNorm",
+  "SPADE",
   "ScaleNorm",
+  "adaptive_instance_norm",
   "batch_norm",
   "compress",
+  "content_aware_adaptive_instance_norm",
   "crms_norm",
+  "cross_modal_adaptive_instance_norm",
   "decompress",
+  "fade",
+  "feature_adaptive_instance_norm",
   "fix_norm",
   "fix_norm_embed",
   "fix_norm_logits",
+  "instance_statistics",
   "l2_normalize",
   "layer_norm",
+  "learnable_region_norm",
   "lp_normalize",
   "mad_prenormalize",
   "make",
+  "nearest_resize",
   "prenormalizer_gain",
+  "region_importance",
+  "region_norm",
+  "region_normalize",
   "rms_norm",
   "scale_norm",
+  "spade",
 ]
 
 # The layers that keep the shape of their input, by the names that configs use.
@@ -50,6 +85,7 @@ NAMES: dict[str, Callable[..., nnx.Module]] = {
   "l2_normalize": L2Normalize,
   "layer_norm": LayerNorm,
   "lp_normalize": LpNormalize,
+  "region_norm_learnable": LearnableRegionNorm,
   "rms_norm": RMSNorm,
   "scale_norm": ScaleNorm,
 }

@@ -29,17 +29,21 @@ class Row:
   """How to build a layer for n features, and what it can do.
 
   `mask` says which mask the layer takes: of the "features" of each row, of the "positions" of the
-  batch, or none. `true_gradient` is False where the backward pass of training is not the derivative
-  of the forward pass. `wide` are options without which a float64 input is computed in a narrower
-  dtype. `roundings` says how many roundings of its dtype, relative to the largest entry, a 16 bit
-  output may be off.
+  batch, or none. `extra` makes the further arguments of a call for an input of this shape, each
+  with the batch as its first axis. `modal` is False where a layer with a mode keeps no statistics
+  with these options. `true_gradient` is False where the backward pass of training is not the
+  derivative of the forward pass. `wide` are options without which a float64 input is computed in a
+  narrower dtype. `roundings` says how many roundings of its dtype, relative to the largest entry, a
+  16 bit output may be off.
   """
 
   cls: Callable[..., nnx.Module]
   args: Callable[[int], tuple] = lambda n: (n,)
   options: dict[str, Any] = dataclasses.field(default_factory=dict)
   shape: Callable[[int], tuple] = lambda n: (8, 3, n)
+  extra: Callable[[tuple[int, ...]], tuple] = lambda shape: ()
   method: str = "__call__"
+  modal: bool = True
   smallest: int = 1
   mask: Literal["features", "positions"] | None = "features"
   same_shape: bool = True
@@ -50,12 +54,29 @@ class Row:
   def build(self, n=N, **options):
     return self.cls(*self.args(n), **self.options, **options, rngs=nnx.Rngs(0))
 
+  def call(self, module, x, **call):
+    return getattr(module, self.method)(x, *self.extra(x.shape), **call)
+
+
+def features_beside(shape):
+  return (draw((*shape[:3], 5), seed=4),)
+
+
+def layout_beside(shape):
+  """A layout of 5 classes, larger than the input."""
+  return (np.random.default_rng(4).integers(0, 5, (shape[0], 7, 9)),)
+
+
+def hole_beside(shape):
+  return (np.random.default_rng(4).random((shape[0], 7, 9, 1)) < 0.4,)
+
 
 # What the named layers of `norms.NAMES` need beside their names.
 PARTICULARS = {
   "batch_norm": dict(mask="positions"),
   "l2_normalize": dict(options={"use_scale": True, "use_bias": True}),
   "lp_normalize": dict(options={"p": 3.0}),
+  "region_norm_learnable": dict(shape=lambda n: (8, 4, 3, n), mask=None),
   "scale_norm": dict(options={"use_bias": True}),
 }
 NAMED = {name: Row(cls, **PARTICULARS.get(name, {})) for name, cls in norms.NAMES.items()}
@@ -63,17 +84,26 @@ NAMED = {name: Row(cls, **PARTICULARS.get(name, {})) for name, cls in norms.NAME
 OTHERS = {
   "BatchNorm, ghost": Row(norms.BatchNorm, options={"ghost_batch_size": 4}, mask="positions"),
   "CRMSNorm": Row(norms.CRMSNorm, args=lambda n: (n + 1,), mask=None),
+  "FADE": Row(norms.FADE, args=lambda n: (n, 5), shape=lambda n: (8, 4, 3, n), mask=None,
+              extra=features_beside, modal=False),
   "FixNorm": Row(norms.FixNorm, args=lambda n: (9, n), method="attend", mask=None,
                  same_shape=False, roundings=8),
   "LayerNorm, two axes": Row(norms.LayerNorm, args=lambda n: ((2, n),),
                              options={"axis": (1, 3)}, shape=lambda n: (8, 2, 3, n)),
   "LayerNorm, pre-normalized": Row(norms.LayerNorm, options={"prenormalize": True}, smallest=2,
                                    mask=None, wide={"compute_dtype": "float64"}),
+  "RegionNorm": Row(norms.RegionNorm, shape=lambda n: (8, 4, 3, n), mask=None, extra=hole_beside),
+  "RegionNorm, instance": Row(
+    norms.RegionNorm, shape=lambda n: (8, 4, 3, n), mask=None, extra=hole_beside,
+    options={"stats_axes": "instance", "masked_bias": True}),
+  "SPADE, batch": Row(norms.SPADE, args=lambda n: (n, 5), shape=lambda n: (8, 4, 3, n),
+                      mask="positions", extra=layout_beside,
+                      options={"norm": "batch", "hidden_features": 4}),
   "RMSNorm, partial": Row(norms.RMSNorm, smallest=2,
                           options={"partial": 0.5, "epsilon_placement": "outside"}),
 }  # fmt: skip
 ROWS = NAMED | OTHERS
-MODAL = [name for name, row in ROWS.items() if issubclass(row.cls, RunningMode)]
+MODAL = [name for name, row in ROWS.items() if issubclass(row.cls, RunningMode) and row.modal]
 
 
 def draw(shape, seed=0, dtype=jnp.float32):
@@ -98,7 +128,7 @@ def evaluator(row, module):
   def run(params, rest, x, **call):
     def loss(params, carried, x):
       merged = nnx.merge(graphdef, params, carried, rest[1], copy=True)
-      y = getattr(merged, row.method)(x, **call)
+      y = row.call(merged, x, **call)
       weight = draw(y.shape, seed=1, dtype=y.dtype)
       forward = nnx.state(merged, nnx.Not(nnx.Any(nnx.Param, GradCarried)))
       return jnp.sum(y * weight), (y, forward)
@@ -146,7 +176,7 @@ def test_jit_equals_eager(name):
   x, _, params, _, jitted = plain(name)
   module = row.build()
   nnx.update(module, params)
-  eager = getattr(module, row.method)(x)
+  eager = row.call(module, x)
   assert_close(eager, jitted[0])
   assert (eager.shape == x.shape) == row.same_shape
   assert finite(jitted)
@@ -169,7 +199,7 @@ def test_output_has_the_dtype_of_the_input_and_state_stays_float32(name, dtype):
 def test_dtype_decides_the_output(row):
   for given, wanted in ((jnp.bfloat16, jnp.float32), (jnp.float32, jnp.float16)):
     graphdef, state = nnx.split(row.build(dtype=wanted))
-    run = lambda x, g=graphdef, s=state: getattr(nnx.merge(g, s, copy=True), row.method)(x)
+    run = lambda x, g=graphdef, s=state: row.call(nnx.merge(g, s, copy=True), x)
     assert jax.eval_shape(run, draw(row.shape(N), dtype=given)).dtype == wanted
 
 
@@ -187,7 +217,7 @@ def test_masked_values_do_not_enter_the_statistics_and_are_normalized(name):
   # With its initial parameters a layer maps equal entries of a row to equal outputs.
   fresh = ROWS[name].build()
   equal = jnp.where(mask, x, x[..., :1])
-  y = fresh(equal, mask=mask)
+  y = ROWS[name].call(fresh, equal, mask=mask)
   np.testing.assert_allclose(y[..., ~EVERY_OTHER], y[..., [0, 0]], rtol=1e-6)
 
 
@@ -217,16 +247,18 @@ def test_evaluation_uses_the_running_statistics_and_leaves_them_alone(name):
   frozen, modal = ROWS[name].build(use_running_average=True), ROWS[name].build()
   for module in (frozen, modal):
     nnx.update(module, params, rest[1])
-  shown = frozen(x)
+  row = ROWS[name]
+  shown = row.call(frozen, x)
   assert not np.allclose(shown, y)
   # An example alone gives the same: nothing of a batch enters.
-  np.testing.assert_allclose(frozen(x[3:4]), shown[3:4], rtol=1e-5, atol=1e-6)
+  alone = frozen(x[3:4], *(v[3:4] for v in row.extra(x.shape)))
+  np.testing.assert_allclose(alone, shown[3:4], rtol=1e-5, atol=1e-6)
   by_call, by_view = (
-    modal(x, use_running_average=True),
-    nnx.view(modal, use_running_average=True)(x),
+    row.call(modal, x, use_running_average=True),
+    row.call(nnx.view(modal, use_running_average=True), x),
   )
   modal.eval()
-  for again in (by_call, by_view, modal(x)):
+  for again in (by_call, by_view, row.call(modal, x)):
     np.testing.assert_array_equal(again, shown)
   assert_close(nnx.state(modal, nnx.Not(nnx.Param)), nnx.merge_state(*rest))
 
@@ -255,7 +287,7 @@ def test_gradient_is_that_of_finite_differences(name, mode):
 
     @jax.jit
     def f(params, x):
-      return getattr(nnx.merge(graphdef, params, rest, copy=True), row.method)(x)
+      return row.call(nnx.merge(graphdef, params, rest, copy=True), x)
 
     x = draw(row.shape(N), seed=2, dtype=jnp.float64)
     assert f(params, x).dtype == jnp.float64
@@ -267,7 +299,7 @@ def test_linen_equals_nnx(name):
   row = ROWS[name]
   x, _, params, rest, (y, _, (increments, new)) = plain(name)
   layer = to_linen(row.cls, *row.args(N), **row.options)
-  variables = layer.init(jax.random.key(0), x, nnx_method=row.method)
+  variables = layer.init(jax.random.key(0), x, *row.extra(x.shape), nnx_method=row.method)
   params = nnx.to_pure_dict(params)
   assert jax.tree.map(jnp.shape, variables.get("params", {})) == jax.tree.map(jnp.shape, params)
   carried = variables.get(OVERWRITE_WITH_GRADIENT, {})
@@ -276,7 +308,9 @@ def test_linen_equals_nnx(name):
   @jax.jit
   def apply(carried):
     state = {**variables, "params": params, OVERWRITE_WITH_GRADIENT: carried}
-    y, new = layer.apply(state, x, nnx_method=row.method, mutable=["batch_stats"])
+    y, new = layer.apply(
+      state, x, *row.extra(x.shape), nnx_method=row.method, mutable=["batch_stats"]
+    )
     return jnp.sum(y * draw(y.shape, seed=1)), (y, new.get("batch_stats", {}))
 
   written, (linen_y, statistics) = jax.grad(apply, has_aux=True)(carried)
@@ -304,7 +338,7 @@ def test_checkpoint_brings_every_variable_back(tmp_path):
     assert len(jax.tree.leaves(restored.get(name, {}))) == len(variables)
     nnx.update(fresh, restored.get(name, {}))
     x = draw(row.shape(N))
-    outputs = [getattr(module, row.method)(x) for module in (fresh, modules[name])]
+    outputs = [row.call(module, x) for module in (fresh, modules[name])]
     assert np.array_equal(*outputs)
 
 
