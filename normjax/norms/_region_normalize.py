@@ -97,7 +97,7 @@ def _one_region(
   variance = mean(d * d) - correction * correction
   variance = jnp.maximum(variance, jnp.zeros_like(variance)) + epsilon * n / size
   variance = jnp.where(filled, variance, jnp.ones_like(variance))
-  return region * inside(d - correction) * jax.lax.rsqrt(variance)
+  return region * inside((d - correction) * jax.lax.rsqrt(variance))
 
 
 def check_stats_axes(stats_axes: str, axis_name: str | None) -> None:
