@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Bool, Float
 
@@ -13,6 +15,19 @@ def as_floating(x: ArrayLike, name: str = "x") -> Float[Array, "..."]:
   if not jnp.issubdtype(x.dtype, jnp.floating):
     raise ValueError(f"{name} must be floating, got {x.dtype}: cast it first, to float32 say")
   return x
+
+
+def as_images(x: ArrayLike, name: str = "x") -> Float[Array, "b h w c"]:
+  """Returns `x` as an array, or raises unless it is a floating batch of images."""
+  x = as_floating(x, name)
+  if x.ndim != 4 or 0 in x.shape:
+    raise ValueError(f"{name} must have shape (b, h, w, c), none of them 0, got {x.shape}")
+  return x
+
+
+def entries(x: ArrayLike) -> np.ndarray | None:
+  """Returns an argument's values, to check them, or None while it is traced."""
+  return None if isinstance(x, jax.core.Tracer) else np.asarray(x)
 
 
 def check_epsilon(epsilon: float, name: str = "epsilon") -> None:

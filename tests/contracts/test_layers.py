@@ -29,19 +29,22 @@ class Row:
   """How to build a layer for n features, and what it can do.
 
   `mask` says which mask the layer takes: of the "features" of each row, of the "positions" of the
-  batch, of the "space" of each example, or none. `true_gradient` is False where the backward pass
-  of training is not the derivative of the forward pass. `still` names state that a first training
-  step may leave as it was. `wide` are options without which a float64 input is computed in a
-  narrower dtype. `roundings` says how many roundings of its dtype, relative to the largest entry, a
-  16 bit output may be off. `extra` gives the further arguments of a call for n features, as
-  keywords; arrays among them have the batch as their first axis.
+  batch, of the "space" of each example, or none. `extra` makes the further arguments of a call for
+  an input of this shape, each with the batch as its first axis. `modal` is False where a layer with
+  a mode keeps no statistics with these options. `true_gradient` is False where the backward pass of
+  training is not the derivative of the forward pass. `still` names state that a first training step
+  may leave as it was. `wide` are options without which a float64 input is computed in a narrower
+  dtype. `roundings` says how many roundings of its dtype, relative to the largest entry, a 16 bit
+  output may be off.
   """
 
   cls: Callable[..., nnx.Module]
   args: Callable[[int], tuple] = lambda n: (n,)
   options: dict[str, Any] = dataclasses.field(default_factory=dict)
   shape: Callable[[int], tuple] = lambda n: (8, 3, n)
+  extra: Callable[[tuple[int, ...]], tuple] = lambda shape: ()
   method: str = "__call__"
+  modal: bool = True
   smallest: int = 1
   mask: Literal["features", "positions", "space"] | None = "features"
   same_shape: bool = True
@@ -49,17 +52,34 @@ class Row:
   still: tuple[str, ...] = ()
   wide: dict[str, Any] = dataclasses.field(default_factory=dict)
   roundings: float = 1.0
-  extra: Callable[[int], dict[str, Any]] = lambda n: {}
 
   def build(self, n=N, **options):
     return self.cls(*self.args(n), **self.options, **options, rngs=nnx.Rngs(0))
 
-  def call(self, module, x, **more):
-    return getattr(module, self.method)(x, **(self.extra(x.shape[-1]) | more))
+  def call(self, module, x, **call):
+    return getattr(module, self.method)(x, *self.extra(x.shape), **call)
+
+
+def features_beside(shape):
+  return (draw((*shape[:3], 5), seed=4),)
+
+
+def layout_beside(shape):
+  """A layout of 5 classes, larger than the input."""
+  return (np.random.default_rng(4).integers(0, 5, (shape[0], 7, 9)),)
+
+
+def frames_beside(shape):
+  return (draw((*shape[:2], 4), seed=4),)
+
+
+def hole_beside(shape):
+  return (np.random.default_rng(4).random((shape[0], 7, 9, 1)) < 0.4,)
 
 
 # Images, whose frequency norms have a spectrum.
 IMAGES = dict(shape=lambda n: (8, 3, 4, n), mask=None)
+
 
 # What the named layers of `norms.NAMES` need beside their names.
 PARTICULARS = {
@@ -80,6 +100,7 @@ PARTICULARS = {
   "cc_norm": IMAGES,
   "pc_norm": IMAGES,
   "sc_norm": IMAGES,
+  "region_norm_learnable": dict(shape=lambda n: (8, 4, 3, n), mask=None),
   "scale_norm": dict(options={"use_bias": True}),
   "unified_norm": dict(mask="positions", true_gradient=False, still=("skips",)),
 }  # fmt: skip
@@ -88,10 +109,10 @@ NAMED = {name: Row(cls, **PARTICULARS.get(name, {})) for name, cls in norms.NAME
 OTHERS = {
   "AttentiveBatchNorm": Row(norms.AttentiveBatchNorm, args=lambda n: (n, 4),
                             options={"window": 2, "summary_features": 5, "score_features": 3},
-                            extra=lambda n: {"a": draw((8, 3, 4), seed=4)}, mask="positions"),
+                            extra=frames_beside, mask="positions"),
   "AttentiveBatchNorm, utterance": Row(norms.AttentiveBatchNorm, args=lambda n: (n, 4),
                                        options={"scheme": "utterance"},
-                                       extra=lambda n: {"a": draw((8, 3, 4), seed=4)},
+                                       extra=frames_beside,
                                        mask="positions"),
   "BatchNorm, ghost": Row(norms.BatchNorm, options={"ghost_batch_size": 4}, mask="positions"),
   "BatchRenorm, averaged variance": Row(
@@ -104,6 +125,8 @@ OTHERS = {
     options={"bound": "sqrt_c_minus_1", "parametrization": "exp"}),
   "FeatureNorm, centered": Row(norms.FeatureNorm, args=lambda n: ((3, n),),
                                options={"mode": "sv", "axis": (1, 2)}),
+  "FADE": Row(norms.FADE, args=lambda n: (n, 5), shape=lambda n: (8, 4, 3, n), mask=None,
+              extra=features_beside, modal=False),
   "FixNorm": Row(norms.FixNorm, args=lambda n: (9, n), method="attend", mask=None,
                  same_shape=False, roundings=8),
   "LayerNorm, two axes": Row(norms.LayerNorm, args=lambda n: ((2, n),),
@@ -120,6 +143,13 @@ OTHERS = {
                                smallest=2, options={"num_groups": 2}),
   "PositionalNorm, affine": Row(norms.PositionalNorm, smallest=2, options={
     "positions": (3,), "use_scale": True, "use_bias": True}),
+  "RegionNorm": Row(norms.RegionNorm, shape=lambda n: (8, 4, 3, n), mask=None, extra=hole_beside),
+  "RegionNorm, instance": Row(
+    norms.RegionNorm, shape=lambda n: (8, 4, 3, n), mask=None, extra=hole_beside,
+    options={"stats_axes": "instance", "masked_bias": True}),
+  "SPADE, batch": Row(norms.SPADE, args=lambda n: (n, 5), shape=lambda n: (8, 4, 3, n),
+                      mask="positions", extra=layout_beside,
+                      options={"norm": "batch", "hidden_features": 4}),
   "RMSNorm, partial": Row(norms.RMSNorm, smallest=2,
                           options={"partial": 0.5, "epsilon_placement": "outside"}),
   # The first batch is an outlier to a window of zeros.
@@ -130,7 +160,7 @@ OTHERS = {
   "SCNorm, closed form": Row(norms.SCNorm, options={"method": "closed_form"}, **IMAGES),
 }  # fmt: skip
 ROWS = NAMED | OTHERS
-MODAL = [name for name, row in ROWS.items() if issubclass(row.cls, RunningMode)]
+MODAL = [name for name, row in ROWS.items() if issubclass(row.cls, RunningMode) and row.modal]
 
 
 def draw(shape, seed=0, dtype=jnp.float32):
@@ -282,10 +312,12 @@ def test_evaluation_uses_the_running_statistics_and_leaves_them_alone(name):
   shown = row.call(frozen, x)
   assert not np.allclose(shown, y)
   # An example alone gives the same: nothing of a batch enters.
-  alone = {k: v[3:4] if isinstance(v, jax.Array) else v for k, v in row.extra(N).items()}
-  np.testing.assert_allclose(row.call(frozen, x[3:4], **alone), shown[3:4], rtol=1e-5, atol=1e-6)
-  by_call = row.call(modal, x, use_running_average=True)
-  by_view = row.call(nnx.view(modal, use_running_average=True), x)
+  alone = frozen(x[3:4], *(v[3:4] for v in row.extra(x.shape)))
+  np.testing.assert_allclose(alone, shown[3:4], rtol=1e-5, atol=1e-6)
+  by_call, by_view = (
+    row.call(modal, x, use_running_average=True),
+    row.call(nnx.view(modal, use_running_average=True), x),
+  )
   modal.eval()
   for again in (by_call, by_view, row.call(modal, x)):
     np.testing.assert_array_equal(again, shown)
@@ -328,7 +360,7 @@ def test_linen_equals_nnx(name):
   row = ROWS[name]
   x, _, params, rest, (y, _, (increments, new)) = plain(name)
   layer = to_linen(row.cls, *row.args(N), **row.options)
-  variables = layer.init(jax.random.key(0), x, nnx_method=row.method, **row.extra(N))
+  variables = layer.init(jax.random.key(0), x, *row.extra(x.shape), nnx_method=row.method)
   params = nnx.to_pure_dict(params)
   assert jax.tree.map(jnp.shape, variables.get("params", {})) == jax.tree.map(jnp.shape, params)
   carried = variables.get(OVERWRITE_WITH_GRADIENT, {})
@@ -337,7 +369,9 @@ def test_linen_equals_nnx(name):
   @jax.jit
   def apply(carried):
     state = {**variables, "params": params, OVERWRITE_WITH_GRADIENT: carried}
-    y, new = layer.apply(state, x, nnx_method=row.method, mutable=["batch_stats"], **row.extra(N))
+    y, new = layer.apply(
+      state, x, *row.extra(x.shape), nnx_method=row.method, mutable=["batch_stats"]
+    )
     return jnp.sum(y * draw(y.shape, seed=1)), (y, new.get("batch_stats", {}))
 
   written, (linen_y, statistics) = jax.grad(apply, has_aux=True)(carried)
