@@ -6,6 +6,7 @@ not by the learning rate. s(t) rises linearly over the warm-up, then falls along
 
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
 
@@ -21,12 +22,20 @@ def schedule(total_steps: int, warmup: float) -> optax.Schedule:
   return factor
 
 
-def make_optimizer(config: ConfigDict, total_steps: int) -> optax.GradientTransformation:
-  """Build the optimizer that `config` (keys lr, b1, b2, clip, ...) describes."""
+def make_optimizer(
+  config: ConfigDict, total_steps: int, lr: ArrayLike | None = None
+) -> optax.GradientTransformation:
+  """Build the optimizer that `config` (keys lr, b1, b2, clip, ...) describes.
+
+  Args:
+    config: its keys.
+    total_steps: length of the schedule.
+    lr: learning rate, possibly traced, in place of the config's.
+  """
   return optax.chain(
     optax.clip_by_global_norm(config.clip),
     optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=1e-8, mu_dtype=config.mu_dtype),
-    optax.scale(config.lr),
+    optax.scale(config.lr if lr is None else lr),
     optax.add_decayed_weights(config.weight_decay),
     optax.scale_by_schedule(schedule(total_steps, config.warmup)),
     optax.scale(-1.0),

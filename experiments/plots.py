@@ -112,7 +112,61 @@ def curves(workdir: str) -> Path:
   axes.grid(axis="y", color="0.93", zorder=-1)
   axes.spines[["top", "right"]].set_visible(False)
   axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False)
-  path = Path(workdir) / "curves.png"
+  return _save(figure, Path(workdir) / "curves.png")
+
+
+def panels(workdir: str, wanted: dict[str, list[str]]) -> Path:
+  """Draw numbers of a run against the step, a panel for each scale, into `curves.png`.
+
+  Args:
+    workdir: a workdir of `experiments.train`.
+    wanted: for the label of each panel's vertical axis the names of its numbers.
+
+  Returns:
+    The path of the PNG.
+
+  Raises:
+    ValueError: if the workdir has no curve.
+  """
+  lines = metrics.read(workdir)
+  size = {"figsize": (5.2 * len(wanted), 3.6), "squeeze": False, "layout": "constrained"}
+  figure, axes = plt.subplots(1, len(wanted), **size)
+  for panel, (label, names) in zip(axes[0], wanted.items(), strict=True):
+    for name in names:
+      points = [(line["step"], line[name]) for line in lines if name in line]
+      style = {"marker": "o", "markersize": 3} if name.startswith("test_") else {"color": "0.5"}
+      if points:
+        panel.plot(*zip(*points, strict=True), label=name, **style)
+        panel.legend(frameon=False)
+    panel.set(xlabel="step", ylabel=label)
+    panel.grid(axis="y", color="0.93", zorder=-1)
+    panel.spines[["top", "right"]].set_visible(False)
+  return _save(figure, Path(workdir) / "curves.png")
+
+
+def confusion(counts: np.ndarray, path: str | Path) -> Path:
+  """Draw how often each class (row) was taken for each other (column), as one PNG.
+
+  Args:
+    counts: (classes, classes) integers.
+    path: the PNG.
+
+  Returns:
+    The path.
+  """
+  figure, axes = plt.subplots(figsize=(5.6, 5), layout="constrained")
+  share = counts / np.maximum(1, counts.sum(1, keepdims=True))
+  axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+  for (row, column), count in np.ndenumerate(counts):
+    colour = "white" if share[row, column] > 0.5 else "0.25"
+    if count:
+      axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=8)
+  ticks = range(len(counts))
+  axes.set(xlabel="predicted class", ylabel="true class", xticks=ticks, yticks=ticks)
+  return _save(figure, path)
+
+
+def _save(figure, path: str | Path) -> Path:
   figure.savefig(path, dpi=130)
   plt.close(figure)
-  return path
+  return Path(path)

@@ -15,15 +15,14 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from absl import app, flags, logging
-from flax import nnx
 from ml_collections import config_flags
 
 from experiments import command, data, evaluate, sample, sharding, tasks
 from experiments.metrics import MetricWriter, Progress
 from experiments.optimizer import make_optimizer
-from normjax import carried, checkpoint
+from experiments.step import make_steps
+from normjax import checkpoint
 
 FLAGS = flags.FLAGS
 
@@ -57,58 +56,16 @@ def train(config, workdir: str, mesh_string: str = "", distributed: bool = False
   logging.info("%s; %d devices", task.dataset.description, mesh.size)
 
   # -- State: shapes first, then values from a checkpoint or the seed ----------------------------
-  structure = []
-
-  def init():
-    model = checkpoint.build(task.model, nnx.Rngs(config.seed))
-    graphdef, params, rest = checkpoint.to_state(model)
-    structure.append(graphdef)
-    state = {
-      "params": params,
-      "rest": rest,
-      "opt": optimizer.init(params),
-      "key": jax.random.key(config.seed),
-      "step": jnp.zeros((), jnp.int32),
-    }
-    return {**state, "ema": jax.tree.map(jnp.copy, params)} if config.ema_decay else state
-
+  steps = make_steps(task, optimizer, config.ema_decay)
+  init = lambda: steps.init(config.seed)
   abstract = jax.eval_shape(init)
   shardings = sharding.state_shardings(abstract, mesh)
-
-  def train_step(state, batch):
-    key = jax.random.fold_in(state["key"], state["step"])
-    model = checkpoint.from_state(structure[0], state["params"], state["rest"])
-    _, params, written, rest = carried.split(model)
-
-    def loss_fn(params, written):
-      model = checkpoint.from_state(structure[0], params, written, rest)
-      loss, metrics = task.loss(model, batch, key)
-      return loss, (metrics, carried.split(model)[3])
-
-    (_, (metrics, rest)), gradients, increments = carried.value_and_grad(loss_fn)(params, written)
-    written = carried.apply(written, increments)
-    _, _, rest = checkpoint.to_state(checkpoint.from_state(structure[0], params, written, rest))
-    updates, opt = optimizer.update(gradients, state["opt"], state["params"])
-    params = optax.apply_updates(state["params"], updates)
-    step = state["step"] + 1
-    metrics["gradient_norm"] = optax.tree.norm(gradients)
-    new = {**state, "params": params, "rest": rest, "opt": opt, "step": step}
-    if config.ema_decay:
-      # A young mean forgets faster, so that initial values don't linger in it.
-      decay = jnp.minimum(config.ema_decay, (1 + step) / (10 + step))
-      new["ema"] = optax.incremental_update(params, state["ema"], 1 - decay)
-    return new, metrics
-
-  def evaluation_step(state, batch, key):
-    weights = state["ema"] if config.ema_decay else state["params"]
-    model = checkpoint.from_state(structure[0], weights, state["rest"])
-    return jnp.mean(task.score(model, batch, key, 1))
-
   train_step = jax.jit(
-    train_step, donate_argnums=0, in_shardings=(shardings, batch_sharding),
+    steps.train, donate_argnums=0, in_shardings=(shardings, batch_sharding),
     out_shardings=(shardings, replicated),
   )  # fmt: skip
-  evaluation_step = jax.jit(evaluation_step, out_shardings=replicated)
+  mean_score = lambda *arguments: jnp.mean(steps.score(*arguments))
+  evaluation_step = jax.jit(mean_score, out_shardings=replicated)
   held_out = task.evaluation_arrays(config.eval.examples)
   size = min(config.eval.batch_size, len(held_out["image"]))
   size -= size % mesh.size

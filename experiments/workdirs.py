@@ -12,10 +12,13 @@ from normjax import checkpoint
 def open_workdir(workdir: str, step: int | None = None):
   """Return `(task, model)` of a workdir of `experiments.train` at a step, the newest if None.
 
+  The model is in evaluation mode.
+
   Raises:
     ValueError: if the workdir or its checkpoint is missing or damaged.
   """
   model = checkpoint.load(workdir, step)
+  model.eval()
   return tasks.make(read_config(workdir)), model
 
 

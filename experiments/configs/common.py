@@ -1,32 +1,16 @@
-"""The keys that every density experiment has, with Jet's recipe as their values."""
+"""The keys that experiments have: those of all, and those of each kind of task."""
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 
-def density_config() -> ConfigDict:
-  """Return the defaults; an experiment file overrides what is its own."""
+def common_config() -> ConfigDict:
+  """Return what every experiment has; the optimizer is Jet's recipe."""
   config = ConfigDict()
-  config.task = "density"
+  config.task = ""
   config.seed = 0
 
   config.data = ConfigDict({"name": "digits", "options": ConfigDict()})
-  # x = low + (q + u) / levels, see normjax.flows.dequantize; the map of Jet's own code.
-  config.levels = 127.5
-  config.low = -1.0
-
-  # Arguments of normjax.flows.Jet besides the shape.
-  config.model = ConfigDict()
-  config.model.depth = 32
-  config.model.block_depth = 2
-  config.model.emb_dim = 512
-  config.model.num_heads = 8
-  config.model.patch_size = 4
-  config.model.kinds = ("channels", "channels", "spatial")
-  config.model.spatial_projections = ("checkerboard", "checkerboard-inv")
-  config.model.memory = "reversible"
-  config.model.dtype = "float32"
-  config.class_conditional = False
-  config.label_dropout = 0.1
 
   config.batch_size = 128
   config.total_steps = 1000
@@ -48,5 +32,50 @@ def density_config() -> ConfigDict:
   config.eval = ConfigDict()
   config.eval.batch_size = 120
   config.eval.examples = 1000  # held-out examples of the curve; the final number takes all
+  return config
+
+
+def density_config() -> ConfigDict:
+  """Return the defaults of a density; an experiment file overrides what is its own."""
+  config = common_config()
+  config.task = "density"
+  # x = low + (q + u) / levels, see normjax.flows.dequantize; the map of Jet's own code.
+  config.levels = 127.5
+  config.low = -1.0
+
+  # Arguments of normjax.flows.Jet besides the shape.
+  config.model = ConfigDict()
+  config.model.depth = 32
+  config.model.block_depth = 2
+  config.model.emb_dim = 512
+  config.model.num_heads = 8
+  config.model.patch_size = 4
+  config.model.kinds = ("channels", "channels", "spatial")
+  config.model.spatial_projections = ("checkerboard", "checkerboard-inv")
+  config.model.memory = "reversible"
+  config.model.dtype = "float32"
+  config.class_conditional = False
+  config.label_dropout = 0.1
   config.eval.draws = 5  # dequantizations of the final number
+  return config.copy_and_resolve_references()
+
+
+def classification_config() -> ConfigDict:
+  """Return the defaults of a classifier; an experiment file overrides what is its own."""
+  config = common_config()
+  config.task = "classification"
+  # The model is chosen by its name; each has options of its own, arguments in normjax.models.
+  config.model = ConfigDict()
+  config.model.name = "resnet"
+  config.model.mlp = ConfigDict({"width": 128, "depth": 2})
+  config.model.resnet = ConfigDict({"width": 16, "depths": (1, 1, 1), "stem_stride": 1})
+  config.model.vit = ConfigDict({"patch_size": 4, "features": 64, "depth": 4, "num_heads": 4})
+  config.model.lstm = ConfigDict({"width": 64})
+  # A key of normjax.norms.NAMES and its options; None: no norm.
+  config.norm = ConfigDict()
+  config.norm.name = placeholder(str)
+  config.norm.name = "batch_norm"
+  config.norm.options = ConfigDict()
+  config.optimizer.lr = 1e-3
+  config.optimizer.b2 = 0.99
   return config.copy_and_resolve_references()

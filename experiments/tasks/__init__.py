@@ -1,21 +1,59 @@
-"""Tasks: what an experiment trains, on what, and how it is judged. `make(config)` builds one."""
+"""Tasks: what an experiment trains, on what, and how it is judged. `make(config)` builds one.
 
-import difflib
+A task is a class with `dataset`, `model` (a JSON spec), `metric` (a name), and the methods
+
+  loss(model, batch, key) -> loss, metrics
+  score(model, batch, key, draws) -> (b,), of a model in evaluation mode; less is better
+  evaluation_arrays(count) -> held-out examples
+  evaluate(model, ...) -> dict of numbers, table(result) -> Markdown
+  pictures(model, workdir, ...) -> files, curves(workdir) -> file
+
+whose further arguments have defaults.
+"""
+
+import inspect
 
 from ml_collections import ConfigDict
 
-from experiments.tasks._density import Density, spherical
+from experiments import data
+from experiments.tasks._classification import Classification
+from experiments.tasks._density import Density
+from experiments.tasks._density_pictures import interpolations, reconstructions, spherical
+from experiments.tasks._scoring import score_all, spread
 
-TASKS = {"density": Density}
+TASKS = {"classification": Classification, "density": Density}
 
 
 def make(config: ConfigDict):
   """Build the task that `config.task` names."""
-  if config.task not in TASKS:
-    nearest = difflib.get_close_matches(config.task, TASKS, 1)
-    hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-    raise ValueError(f"config.task must be one of {sorted(TASKS)}, got {config.task!r}{hint}")
+  data.check_name("config.task", config.task, TASKS)
   return TASKS[config.task](config)
 
 
-__all__ = ["TASKS", "Density", "make", "spherical"]
+def chosen(method, **options):
+  """Return the options that are not None, as arguments of a task's method.
+
+  Raises:
+    ValueError: if the method has no such option.
+  """
+  given = {name: value for name, value in options.items() if value is not None}
+  known = list(inspect.signature(method).parameters)
+  for name in given:
+    if name not in known:
+      owner = type(method.__self__).__name__.lower()
+      raise ValueError(f"{name} means nothing to the task {owner}: leave it out")
+  return given
+
+
+__all__ = [
+  "TASKS",
+  "Classification",
+  "Density",
+  "chosen",
+  "interpolations",
+  "make",
+  "reconstructions",
+  "score_all",
+  "spherical",
+  "spread",
+]

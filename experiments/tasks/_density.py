@@ -1,13 +1,16 @@
 """Density estimation of images: a Jet under a standard normal, scored in bits per dimension."""
 
 import math
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import data
+from experiments import data, plots
+from experiments.references import references
+from experiments.tasks._density_pictures import density_pictures
+from experiments.tasks._scoring import markdown, score_all, spread
 from normjax import flows
 
 
@@ -67,14 +70,63 @@ class Density:
     return jnp.mean(jax.lax.map(one, jax.random.split(key, draws)), axis=0)
 
   def evaluation_arrays(self, count=None):
-    """Return `count` held-out examples, or all, spread evenly over the set.
+    """Return `count` held-out examples, or all, spread evenly over the set."""
+    return spread(self.dataset.test, count)
 
-    Neighbours may be alike (patches of one photo), so the first ones would not stand for the rest.
+  def evaluate(self, flow, draws=None):
+    """Return the bits per dimension of all held-out images, next to simple densities.
+
+    Args:
+      flow: the trained model.
+      draws: dequantizations of each image; None takes the config's.
+
+    Returns:
+      `bits_per_dim`, the mean over images and draws, `bits_per_dim_se`, its standard error over
+      images, `references`, `draws` and `examples`.
     """
-    total = len(self.dataset.test["image"])
-    count = total if count is None else min(count, total)
-    chosen = np.arange(count) * total // count
-    return {name: array[chosen] for name, array in self.dataset.test.items()}
+    draws = self.config.eval.draws if draws is None else draws
+    if draws < 1:
+      raise ValueError(f"draws must be at least 1, got {draws}")
+    scores = score_all(self, flow, draws)
+    tiny = len(self.dataset.train["image"]) < 500 or self.config.total_steps < 50
+    return {
+      "bits_per_dim": float(scores.mean()),
+      "bits_per_dim_se": float(scores.std(ddof=1) / math.sqrt(len(scores))),
+      "references": references(self.dataset, self.config.seed, tiny=tiny),
+      "draws": draws,
+      "examples": len(scores),
+    }
+
+  def table(self, result):
+    """Return the Markdown table of an evaluation."""
+    rows = [("this model", f"{result['bits_per_dim']:.3f} ± {result['bits_per_dim_se']:.3f}")]
+    names = {
+      "uniform": "uniform",
+      "gaussian": "full-covariance Gaussian",
+      "gmm": "Gaussian mixture",
+    }
+    rows += [(names.get(k, k), f"{v:.3f}") for k, v in result["references"].items()]
+    head = f"held-out, {result['examples']} images x {result['draws']} draws"
+    return markdown(head, "bits/dim", rows)
+
+  def curves(self, workdir):
+    """Draw the curves of a workdir."""
+    return plots.curves(workdir)
+
+  def pictures(self, flow, workdir, temperatures=(0.7, 0.85, 1.0), count=64, seed=0):
+    """Write samples, interpolations and reconstructions into a folder.
+
+    Args:
+      flow: the trained model.
+      workdir: the folder.
+      temperatures: one file of samples for each; 1 is the model itself.
+      count: samples in each file; a conditional model draws the same number of every class.
+      seed: seed of the samples.
+
+    Returns:
+      The files written.
+    """
+    return density_pictures(self, flow, Path(workdir), temperatures, count, seed)
 
   def samples(self, flow, key, count, temperature=1.0, label=None):
     """Draw `count` images (count, h, w, c) of levels 0, 1, ...; `label` (count,) if conditional."""
@@ -89,17 +141,3 @@ class Density:
 
   def _bits(self, log_prob):
     return flows.bits_per_dim(log_prob, self.dataset.shape, self.config.levels)
-
-
-def spherical(first, last, count):
-  """Return `count` points on the great circle from `first` to `last`, arrays of one shape.
-
-  Latents of a normal lie near a sphere; straight lines between them would leave it.
-  """
-  cosine = np.vdot(first, last) / (np.linalg.norm(first) * np.linalg.norm(last))
-  angle = math.acos(float(np.clip(cosine, -1.0, 1.0)))
-  if angle < 1e-6:
-    return np.stack([first] * count)
-  weights = np.linspace(0.0, 1.0, count).reshape(-1, *(1,) * np.ndim(first))
-  ends = np.sin((1 - weights) * angle) * first[None] + np.sin(weights * angle) * last[None]
-  return ends / math.sin(angle)

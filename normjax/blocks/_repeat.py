@@ -4,11 +4,16 @@ from collections.abc import Callable
 
 import jax
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
+
+from normjax.carried import GradCarried
 
 
 class Repeat(nnx.Module):
   """Applies `length` blocks of one structure in turn: x <- f_L( ... f_1(x)), x of any fixed shape.
+
+  What a block writes while it runs (running statistics, counts of random streams) is kept for each
+  block; what no block writes stays the Variable that it was.
 
   Args:
     make: `make(rngs)` builds one block; it is traced once, whatever the length.
@@ -39,6 +44,31 @@ class Repeat(nnx.Module):
 
   def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
     """Return the output of the last block, in the shape of `x`."""
-    graphdef, state = nnx.split(self.blocks)
-    body = lambda x, block: (nnx.merge(graphdef, block)(x), None)
-    return jax.lax.scan(body, x, nnx.to_pure_dict(state))[0]
+    graphdef, *states = nnx.split(self.blocks, _READ, ...)
+    read, kept = map(nnx.to_pure_dict, states)
+    paths = []
+
+    def body(x, block):
+      read, kept = block
+      module = nnx.merge(graphdef, read, kept)
+      y = module(x)
+      after = nnx.to_pure_dict(nnx.split(module, _READ, ...)[2])
+      before, after = (dict(jax.tree_util.tree_leaves_with_path(tree)) for tree in (kept, after))
+      paths[:] = [path for path in before if after[path] is not before[path]]
+      return y, [after[path] for path in paths]
+
+    x, written = jax.lax.scan(body, x, (read, kept))
+    if paths:
+      new = dict(zip(paths, written, strict=True))
+      kept = jax.tree_util.tree_map_with_path(lambda path, old: new.get(path, old), kept)
+      _write(states[1], kept, self.blocks)
+    return x
+
+
+# The forward pass only reads these; increments of carried state leave as cotangents.
+_READ = nnx.Any(nnx.Param, GradCarried)
+
+
+def _write(state: nnx.State, values: PyTree, module: nnx.Module) -> None:
+  nnx.replace_by_pure_dict(state, values)
+  nnx.update(module, state)

@@ -21,7 +21,16 @@ _KEYS = ("model", "config")
 
 
 def versions() -> dict[str, str]:
-  """Return the versions of everything that decides whether a run can be repeated."""
+  """Return the versions of everything that decides whether a run can be repeated.
+
+  Returns:
+    A version for normjax, Python and each package underneath.
+
+  Example:
+    >>> from normjax import checkpoint
+    >>> {"normjax", "python", "jax", "flax"} <= set(checkpoint.versions())
+    True
+  """
   found = {name: importlib.metadata.version(name) for name in _PACKAGES}
   return {"normjax": normjax.__version__, "python": platform.python_version(), **found}
 

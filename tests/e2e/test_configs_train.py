@@ -8,7 +8,7 @@ from experiments.configs import common
 from tests.e2e import runs
 
 FOLDER = Path(common.__file__).parent
-NAMES = sorted(path.stem for path in FOLDER.glob("jet_*.py"))
+NAMES = sorted(path.stem for path in FOLDER.glob("*_*.py") if path.stem != "__init__")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -20,5 +20,6 @@ def test_tiny_modes_train(name, tmp_path):
   losses = runs.losses(workdir)
   assert len(losses) == 2
   assert all(0 < loss < 20 for loss in losses)
-  assert runs.curve(workdir)[-1].keys() == {"step", "test_bits_per_dim"}
+  metric = {"jet": "test_bits_per_dim", "classify": "test_error"}[name.split("_")[0]]
+  assert runs.curve(workdir)[-1].keys() == {"step", metric}
   assert [p.name for p in (workdir / "checkpoints").iterdir()] == ["2"]

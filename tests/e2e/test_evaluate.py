@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import data, evaluate, sample, train, workdirs
+from experiments import data, evaluate, sample, tasks, train, workdirs
 from normjax import checkpoint, flows
 from tests.e2e import runs
 
@@ -63,7 +63,7 @@ def test_evaluation_takes_every_image_once(evaluated):
   task.config.eval.batch_size = 50  # 360 is no multiple: the last batch is filled up
   task.score = lambda flow, batch, key, draws: batch["image"].sum((1, 2, 3), dtype="int32")
   expected = task.dataset.test["image"].sum((1, 2, 3), dtype=np.int32)
-  np.testing.assert_array_equal(evaluate.score_all(task, flow, 1), expected)
+  np.testing.assert_array_equal(tasks.score_all(task, flow, 1), expected)
 
 
 @pytest.mark.parametrize("run", ["uninterrupted", "conditional"])
@@ -86,6 +86,6 @@ def test_sample_writes_pictures(run, request, tmp_path):
 
 def test_reconstructions_are_exact(uninterrupted):
   task, flow = workdirs.open_workdir(str(uninterrupted))
-  images = sample.reconstructions(task, flow, jax.random.key(0))
+  images = tasks.reconstructions(task, flow, jax.random.key(0))
   np.testing.assert_array_equal(images[:8], images[8:16])
   assert (images[:8] != images[16:]).any()

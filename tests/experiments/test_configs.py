@@ -21,13 +21,15 @@ def get_config(name, *mode):
 
 def test_all_experiments_are_here():
   assert {"jet_digits", "jet_fashion", "jet_imagenet64", "jet_patches"} <= set(NAMES)
+  assert {"classify_digits", "classify_fashion"} <= set(NAMES)
 
 
 @pytest.mark.parametrize("mode", ["", "tiny"])
 @pytest.mark.parametrize("name", NAMES)
 def test_configs_have_the_common_keys_and_are_json(name, mode):
-  config, common_config = get_config(name, mode), common.density_config()
-  flat, expected = ({k for k, _ in flatten(c.to_dict())} for c in (config, common_config))
+  config = get_config(name, mode)
+  kinds = {"density": common.density_config, "classification": common.classification_config}
+  flat, expected = ({k for k, _ in flatten(c.to_dict())} for c in (config, kinds[config.task]()))
   assert {k for k in flat if not k.startswith("data.options")} == expected - {"data.options"}
   json.dumps(config.to_dict())
   tiny = get_config(name, "tiny")
@@ -52,8 +54,8 @@ def test_unknown_modes_are_refused(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_configs_do_not_share_state(name):
-  get_config(name).model.depth = 7
-  assert get_config(name).model.depth != 7
+  get_config(name).optimizer.lr = 7.0
+  assert get_config(name).optimizer.lr != 7.0
 
 
 @pytest.mark.parametrize("name", ["jet_digits", "jet_imagenet64"])

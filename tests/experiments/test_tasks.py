@@ -23,8 +23,11 @@ def build(task):
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    ({"task": "densty"}, r"config.task must be one of \['density'.*did you mean 'density'"),
-    ({"task": "x"}, r"config.task must be one of \['density'.*got 'x'$"),
+    (
+      {"task": "densty"},
+      "config.task must be one of classification, density, .*did you mean density",
+    ),
+    ({"task": "x"}, "config.task must be one of classification, density, got 'x'$"),
     ({"data": {"name": "digit"}}, "did you mean digits"),
   ],
 )

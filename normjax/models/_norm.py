@@ -1,0 +1,32 @@
+"""The norm of a model, by its name."""
+
+from collections.abc import Callable
+from typing import Any
+
+from flax import nnx
+from jaxtyping import Array, Float
+
+from normjax import norms
+
+
+def identity(x: Float[Array, "..."]) -> Float[Array, "..."]:
+  """Returns `x`: what stands for a norm in a network without one."""
+  return x
+
+
+def make_norm(
+  name: str | None, num_features: int, options: dict[str, Any] | None, rngs: nnx.Rngs
+) -> Callable[[Array], Array]:
+  """Returns the norm of this name over the last axis, the identity if the name is None."""
+  if name is None:
+    if options:
+      raise ValueError(f"norm_options must be empty without a norm, got {options!r}")
+    return identity
+  return norms.make(name, num_features, rngs=rngs, **(options or {}))
+
+
+def check_sizes(**sizes: int) -> None:
+  """Raise unless every size is at least 1."""
+  for name, size in sizes.items():
+    if size < 1:
+      raise ValueError(f"{name} must be at least 1, got {size}")
