@@ -6,13 +6,17 @@ from collections.abc import Callable
 
 from absl import app
 
+from experiments import allocator
+
 
 def run(main: Callable[[list[str]], None]) -> None:
   """Parse the flags, call `main(argv)` and exit; the code is 2 after a message of ours.
 
-  Errors that this project did not raise itself keep their traceback: they are its mistakes.
+  Errors that this project did not raise itself keep their traceback: they are its mistakes. On CPU
+  the script is started once more with another memory allocator first: see `experiments.allocator`.
   """
   try:
+    allocator.pool_on_cpu()
     app.run(main, flags_parser=_parse)
   except (ValueError, FloatingPointError) as error:
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)

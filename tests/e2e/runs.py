@@ -32,7 +32,13 @@ def start(*arguments, **variables):
   return subprocess.Popen(
     [sys.executable, *arguments],
     cwd=ROOT,
-    env={**keep, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8", **variables},
+    env={
+      **keep,
+      "JAX_PLATFORMS": "cpu",
+      "JAX_NUM_CPU_DEVICES": "8",
+      "NORMJAX_ALLOCATOR": "default",
+      **variables,
+    },  # fmt: skip
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,

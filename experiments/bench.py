@@ -1,0 +1,169 @@
+"""Time norms against other libraries, and check every answer against float64.
+
+  python -m experiments.bench --only=layer_norm --out=runs/bench
+
+Peers take turns in every round, so that a busy machine slows all of them alike; the minimum and the
+median over the rounds count. A peer that isn't installed is skipped and the reason shown; a fast
+answer that is wrong doesn't count. Each work runs under two memory allocators (see
+`experiments.allocator`), each in a process of its own. `limit` is the time of `2 * x` on the same
+array, times half the passes over memory that the work needs at least.
+
+Writes `bench.jsonl` (a line for each work, allocator and peer), `bench.md` and `bench.png`.
+"""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import app, flags
+
+from experiments import allocator, benchmarks, command, plots
+from normjax.checkpoint import versions
+
+FLAGS = flags.FLAGS
+
+
+def measure(name: str, work: benchmarks.Work, rounds: int) -> list[dict]:
+  """Return a line for each peer: minimum and median in ms, error, temporaries, or why skipped."""
+  inputs = work.inputs()
+  exact = work.exact(inputs)
+  double = jax.jit(lambda x: 2 * x)
+  x = jax.device_put(inputs["x"])
+  runs, lines = {"limit": (lambda: double(x), jax.block_until_ready)}, []
+  for peer_name, peer in work.peers.items():
+    line = {"work": name, "peer": peer_name}
+    try:
+      run = peer.make(inputs)
+    except ImportError as error:
+      lines.append(line | {"skipped": str(error)})
+      continue
+    found = getattr(run, "read", peer.read)(peer.wait(run()))
+    line["error"] = max(_error(a, b) for a, b in zip(found, exact, strict=True))
+    line["right"] = bool(line["error"] <= work.tolerance)
+    if peer.temporaries:
+      line["temporaries"] = peer.temporaries(inputs)
+    runs[peer_name] = (run, peer.wait)
+    lines.append(line)
+  times = {key: [] for key in runs}
+  for round_number in range(rounds + 2):  # the first two warm up
+    for key, (run, wait) in runs.items():
+      start = time.perf_counter()
+      wait(run())
+      if round_number >= 2:
+        times[key].append(1e3 * (time.perf_counter() - start))
+  limit = min(times["limit"]) * work.passes / 2
+  for line in lines:
+    if "skipped" not in line:
+      own = times[line["peer"]]
+      line |= {"min_ms": min(own), "median_ms": float(np.median(own)), "limit_ms": limit}
+  return lines
+
+
+def _error(found: np.ndarray, exact: np.ndarray) -> float:
+  """Return the largest error, relative to the largest entry."""
+  return float(np.max(np.abs(found - exact)) / np.max(np.abs(exact)))
+
+
+def bench(only: list[str], out: str, rounds: int) -> list[dict]:
+  """Run the works whose names contain one of `only` under both allocators; write the results."""
+  chosen = [name for name in benchmarks.WORKS if not only or any(o in name for o in only)]
+  if not chosen:
+    raise ValueError(f"only must be parts of {', '.join(benchmarks.WORKS)}, got {only}")
+  folder, lines = Path(out), []
+  folder.mkdir(parents=True, exist_ok=True)
+  for mode, variables in (("default", {}), ("pooled", allocator.POOLED)):
+    clean = {k: v for k, v in os.environ.items() if k not in allocator.POOLED}
+    for name in chosen:
+      load = os.getloadavg()[0]
+      print(f"{mode} allocator, load {load:.1f}: {name}", flush=True)
+      done = subprocess.run(
+        [sys.executable, "-m", "experiments.bench", f"--work={name}", f"--rounds={rounds}"],
+        env={**clean, "NORMJAX_ALLOCATOR": "default", **variables},
+        stdout=subprocess.PIPE, text=True, check=True,
+      )  # fmt: skip
+      found = json.loads(done.stdout.splitlines()[-1])
+      lines += [line | {"allocator": mode, "load": load} for line in found]
+  (folder / "bench.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+  (folder / "bench.md").write_text(table(lines, rounds))
+  print(table(lines, rounds))
+  for file in (folder / "bench.jsonl", folder / "bench.md", figure(lines, folder / "bench.png")):
+    print(f"wrote {file}")
+  return lines
+
+
+def _groups(lines: list[dict]) -> dict[tuple[str, str], dict[str, dict]]:
+  groups: dict[tuple[str, str], dict[str, dict]] = {}
+  for line in lines:
+    groups.setdefault((line["work"], line["allocator"]), {})[line["peer"]] = line
+  return groups
+
+
+def table(lines: list[dict], rounds: int) -> str:
+  """Return the Markdown table: ratios of minima to flax, and what stands behind them."""
+  head = (
+    f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, "
+    + ", ".join(f"{k} {v}" for k, v in versions().items())
+    + f"; {rounds} rounds; load {min(x['load'] for x in lines):.1f} to "
+    f"{max(x['load'] for x in lines):.1f} when a work began."
+  )
+  columns = "work|allocator|ms|over flax|target|over the limit|temporaries, MB|error|flax|torch"
+  rows = [columns.split("|"), ["---"] * 10]
+  for (work, mode), peers in _groups(lines).items():
+    ours, flax, torch = peers["normjax"], peers["flax"], peers.get("torch", {"skipped": "no"})
+    ratio = ours["min_ms"] / flax["min_ms"]
+    target = benchmarks.WORKS[work].target.get(mode)
+    met = "" if target is None else f"{target:g} " + ("met" if ratio <= target else "missed")
+    rows.append([
+      work, mode, f"{ours['min_ms']:.2f}", f"{ratio:.2f}", met,
+      f"{ours['min_ms'] / ours['limit_ms']:.1f}", f"{ours['temporaries'] / 1e6:.2f}",
+      f"{ours['error']:.0e}" + ("" if ours["right"] else " WRONG"),
+      f"{flax['min_ms']:.2f} ms, {flax['error']:.0e}" + ("" if flax["right"] else " wrong"),
+      "skipped" if "skipped" in torch else f"{torch['min_ms']:.2f} ms, {torch['error']:.0e}",
+    ])  # fmt: skip
+  skipped = sorted({f"{x['peer']}: {x['skipped']}" for x in lines if "skipped" in x})
+  notes = "".join(f"\nSkipped: {reason}.\n" for reason in skipped)
+  return head + "\n\n" + "".join(f"| {' | '.join(row)} |\n" for row in rows) + notes
+
+
+def figure(lines: list[dict], path: Path) -> Path:
+  """Draw the ratio of minima to flax, a bar for each work and allocator."""
+  plt = plots.plt
+  groups = _groups(lines)
+  drawn, axes = plt.subplots(figsize=(9, 0.26 * len(groups) + 1.2), layout="constrained")
+  for place, ((work, mode), peers) in enumerate(groups.items()):
+    ratio = peers["normjax"]["min_ms"] / peers["flax"]["min_ms"]
+    axes.barh(place, ratio, color="C0" if mode == "default" else "C1")
+    if target := benchmarks.WORKS[work].target.get(mode):
+      axes.plot([target] * 2, [place - 0.4, place + 0.4], color="0.2", linewidth=1.5)
+  axes.set_yticks(range(len(groups)), [f"{work}, {mode}" for work, mode in groups], fontsize=8)
+  axes.axvline(1.0, color="0.6", linewidth=0.8)
+  axes.invert_yaxis()
+  axes.set(xlabel="time over flax's (ratio of minima); black: target")
+  axes.spines[["top", "right"]].set_visible(False)
+  drawn.savefig(path, dpi=130)
+  plt.close(drawn)
+  return path
+
+
+def main(argv):
+  """Measure as the flags say."""
+  if len(argv) > 1:
+    raise app.UsageError(f"unknown arguments {argv[1:]}; flags look like --out=DIR")
+  if FLAGS.work:
+    print(json.dumps(measure(FLAGS.work, benchmarks.WORKS[FLAGS.work], FLAGS.rounds)))
+  else:
+    bench(FLAGS.only, FLAGS.out, FLAGS.rounds)
+
+
+if __name__ == "__main__":
+  flags.DEFINE_list("only", [], "Parts of names of works; default: all.")
+  flags.DEFINE_string("out", "runs/bench", "Where results go.")
+  flags.DEFINE_integer("rounds", 15, "Rounds that count.", lower_bound=1)
+  flags.DEFINE_string("work", None, "Measure this work alone and print JSON (used by itself).")
+  command.run(main)

@@ -1,0 +1,214 @@
+"""Norms, forward and backward, of this library and of others."""
+
+import functools
+import importlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from experiments.benchmarks._work import Peer, Work
+from normjax import norms
+
+
+def _inputs(shape: tuple[int, ...], mean: float = 0.0) -> dict[str, np.ndarray]:
+  rng = np.random.default_rng(0)
+  draw = lambda *s: rng.standard_normal(s).astype(np.float32)
+  c = shape[-1]
+  x = draw(*shape) + np.float32(mean)
+  return {"x": x, "scale": 1 + 0.1 * draw(c), "bias": draw(c), "ct": draw(*shape)}
+
+
+def _nnx(build: Any, backward: bool) -> Peer:
+  """Return an NNX layer: outputs y, and dx, dscale, dbias if `backward`."""
+
+  def prepared(inputs: dict[str, np.ndarray]) -> Any:
+    module = build(inputs["x"].shape[-1])
+    module.scale[...] = jnp.asarray(inputs["scale"])
+    if module.bias is not None:
+      module.bias[...] = jnp.asarray(inputs["bias"])
+    graphdef, params, rest = nnx.split(module, nnx.Param, ...)
+
+    def forward(params: Any, x: Any) -> Any:
+      merged = nnx.merge(graphdef, params, rest, copy=True)
+      return merged(x), nnx.state(merged, nnx.BatchStat)
+
+    @jax.jit
+    def run(params: Any, x: Any, ct: Any) -> Any:
+      if not backward:
+        return [forward(params, x)[0]]
+      y, vjp, _ = jax.vjp(forward, params, x, has_aux=True)
+      dparams, dx = vjp(ct)
+      found = [y, dx, dparams["scale"].get_value()]
+      return found if module.bias is None else [*found, dparams["bias"].get_value()]
+
+    return run, (params, *jax.device_put((inputs["x"], inputs["ct"])))
+
+  def make(inputs: dict[str, np.ndarray]) -> Any:
+    return functools.partial(*(lambda run, given: (run, *given))(*prepared(inputs)))
+
+  def temporaries(inputs: dict[str, np.ndarray]) -> int:
+    run, given = prepared(inputs)
+    return run.lower(*given).compile().memory_analysis().temp_size_in_bytes
+
+  return Peer(make, jax.block_until_ready, lambda out: [np.asarray(v) for v in out], temporaries)
+
+
+def _torch(name: str, backward: bool, **options: Any) -> Peer:
+  """Return the function of `torch.nn.functional`, on CPU; images are moved to channels first."""
+
+  def make(inputs: dict[str, np.ndarray]) -> Any:
+    torch = importlib.import_module("torch")
+    image = name in ("group_norm", "batch_norm", "instance_norm")
+    place = (lambda a: np.ascontiguousarray(np.moveaxis(a, -1, 1))) if image else (lambda a: a)
+    x, ct = (torch.tensor(place(inputs[k])) for k in ("x", "ct"))
+    scale, bias = (torch.tensor(inputs[k]) for k in ("scale", "bias"))
+    function = getattr(torch.nn.functional, name)
+    affine = {"weight": scale} if name == "rms_norm" else {"weight": scale, "bias": bias}
+    shape = {"normalized_shape": x.shape[-1:]} if "num_groups" not in options and not image else {}
+    running = {"running_mean": None, "running_var": None, "training": True}
+    more = {**shape, **options, **(running if name == "batch_norm" else {})}
+    if name == "instance_norm":
+      more = options
+    wanted = [x, *affine.values()]
+
+    def run() -> Any:
+      if not backward:
+        with torch.no_grad():
+          return [function(x, **affine, **more)]
+      for v in wanted:
+        v.requires_grad_(True)
+      y = function(x, **affine, **more)
+      return [y.detach(), *torch.autograd.grad(y, wanted, ct)]
+
+    back = (lambda a: np.moveaxis(a, 1, -1) if a.ndim > 1 else a) if image else (lambda a: a)
+    run.read = lambda out: [back(v.detach().numpy()) for v in out]
+    return run
+
+  return Peer(make, lambda out: out, lambda out: [v.detach().numpy() for v in out])
+
+
+def _exact(statistics_axes: Any, epsilon: float, center: bool, bias: bool, backward: bool) -> Any:
+  """Return the formula in float64, differentiated by hand."""
+
+  def exact(inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+    x, scale, shift, ct = (inputs[k].astype(np.float64) for k in ("x", "scale", "bias", "ct"))
+    groups = statistics_axes(x.shape)
+    split = x.reshape(groups.shape)
+    mean = lambda v: v.mean(groups.axes, keepdims=True)
+    c = split - mean(split) if center else split
+    rstd = 1 / np.sqrt(mean(c * c) + epsilon)
+    xh = (c * rstd).reshape(x.shape)
+    y = xh * scale + (shift if bias else 0)
+    if not backward:
+      return [y]
+    g, h = (ct * scale).reshape(groups.shape), xh.reshape(groups.shape)
+    dx = rstd * (g - (mean(g) if center else 0) - h * mean(g * h))
+    outer = tuple(range(x.ndim - 1))
+    found = [y, dx.reshape(x.shape), (ct * xh).sum(outer)]
+    return [*found, ct.sum(outer)] if bias else found
+
+  return exact
+
+
+class _Groups:
+  """How an array is viewed, and over which axes of the view its statistics go."""
+
+  def __init__(self, shape: tuple[int, ...], axes: tuple[int, ...]):
+    self.shape, self.axes = shape, axes
+
+
+def _rows(shape: tuple[int, ...]) -> _Groups:
+  return _Groups(shape, (len(shape) - 1,))
+
+
+def _batch(shape: tuple[int, ...]) -> _Groups:
+  return _Groups(shape, tuple(range(len(shape) - 1)))
+
+
+def _space(shape: tuple[int, ...]) -> _Groups:
+  return _Groups(shape, tuple(range(1, len(shape) - 1)))
+
+
+def _channel_groups(shape: tuple[int, ...]) -> _Groups:
+  view = (*shape[:-1], 32, shape[-1] // 32)
+  return _Groups(view, (*range(1, len(shape) - 1), len(shape)))
+
+
+def _work(shape, ours, flax, torch, exact, target, *, backward, mean=0.0, passes=6, **more) -> Work:
+  center, bias, groups, epsilon = exact
+  peers = {"normjax": _nnx(ours, backward), "flax": _nnx(flax, backward)}
+  if torch is not None:
+    name, options = torch
+    peers["torch"] = _torch(name, backward, **options)
+  return Work(
+    functools.partial(_inputs, shape, mean), peers,
+    _exact(groups, epsilon, center, bias, backward),
+    passes if backward else 3, target=target, **more,
+  )  # fmt: skip
+
+
+def _all() -> dict[str, Work]:
+  rngs = lambda: nnx.Rngs(0)
+  image = (32, 32, 32, 64)
+  layers = {
+    "layer_norm": (
+      lambda c: norms.LayerNorm(c, epsilon=1e-5, rngs=rngs()),
+      lambda c: nnx.LayerNorm(c, epsilon=1e-5, rngs=rngs()),
+      ("layer_norm", {"eps": 1e-5}), (True, True, _rows, 1e-5),
+    ),
+    "rms_norm": (
+      lambda c: norms.RMSNorm(c, epsilon=1e-5, rngs=rngs()),
+      lambda c: _with_bias(nnx.RMSNorm(c, epsilon=1e-5, rngs=rngs())),
+      ("rms_norm", {"eps": 1e-5}), (False, False, _rows, 1e-5),
+    ),
+    "group_norm": (
+      lambda c: norms.GroupNorm(c, num_groups=32, epsilon=1e-5, rngs=rngs()),
+      lambda c: nnx.GroupNorm(c, num_groups=32, epsilon=1e-5, rngs=rngs()),
+      ("group_norm", {"num_groups": 32, "eps": 1e-5}), (True, True, _channel_groups, 1e-5),
+    ),
+    "batch_norm": (
+      lambda c: norms.BatchNorm(c, rngs=rngs()),
+      lambda c: nnx.BatchNorm(c, use_running_average=False, rngs=rngs()),
+      ("batch_norm", {"eps": 1e-5}), (True, True, _batch, 1e-5),
+    ),
+    "instance_norm": (
+      lambda c: norms.InstanceNorm(c, epsilon=1e-5, use_scale=True, use_bias=True, rngs=rngs()),
+      lambda c: nnx.InstanceNorm(c, epsilon=1e-5, rngs=rngs()),
+      ("instance_norm", {"eps": 1e-5}), (True, True, _space, 1e-5),
+    ),
+  }  # fmt: skip
+  both = {"default": 0.33, "pooled": 0.65}
+  works = {}
+  for name in ("layer_norm", "rms_norm"):
+    for shape, target in (((4096, 1024), both), ((65536, 64), both), ((8, 512, 768), 0.6)):
+      target = target if isinstance(target, dict) else dict.fromkeys(both, target)
+      works[f"{name} {_text(shape)}"] = _work(shape, *layers[name], target, backward=True)
+  for name, ratio in (("group_norm", 0.6), ("batch_norm", 1.15), ("instance_norm", 1.15)):
+    target = dict.fromkeys(both, ratio)
+    works[f"{name} {_text(image)}"] = _work(image, *layers[name], target, backward=True)
+  # The channel mean of 3000 is where E[x^2] - E[x]^2 loses its digits.
+  works[f"batch_norm {_text(image)} mean 3000"] = _work(
+    image, *layers["batch_norm"], {}, backward=False, mean=3000.0, tolerance=1e-3
+  )
+  for name, shape in (
+    ("layer_norm", (4096, 1024)), ("rms_norm", (4096, 1024)), ("group_norm", image),
+    ("batch_norm", image), ("instance_norm", image),
+  ):  # fmt: skip
+    target = dict.fromkeys(both, 1.1)
+    works[f"{name} {_text(shape)} forward"] = _work(shape, *layers[name], target, backward=False)
+  return works
+
+
+def _with_bias(module: Any) -> Any:
+  module.bias = nnx.data(None)  # flax's RMSNorm has no attribute of that name
+  return module
+
+
+def _text(shape: tuple[int, ...]) -> str:
+  return "x".join(map(str, shape))
+
+
+WORKS = _all()

@@ -1,0 +1,38 @@
+"""One thing to measure, and who does it."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Peer:
+  """An implementation: `make(inputs)` returns a call without arguments, and raises if it can't.
+
+  What the call returns is kept on the device; `wait` blocks until it is there, and `read` gives
+  NumPy arrays. `temporaries(inputs)` are the bytes that the compiled program needs beside inputs
+  and outputs, where that is known.
+  """
+
+  make: Callable[[dict[str, np.ndarray]], Callable[[], Any]]
+  wait: Callable[[Any], Any]
+  read: Callable[[Any], list[np.ndarray]]
+  temporaries: Callable[[dict[str, np.ndarray]], int] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+  """Inputs, peers, the exact results in float64 and how far from them a peer may be.
+
+  `passes` is how often memory of the size of x is read or written at least: the limit is that of
+  the time of `2 * x`, which makes two. `target` is the ratio to flax that we want, by allocator.
+  """
+
+  inputs: Callable[[], dict[str, np.ndarray]]
+  peers: dict[str, Peer]
+  exact: Callable[[dict[str, np.ndarray]], list[np.ndarray]]
+  passes: int
+  tolerance: float = 1e-4
+  target: dict[str, float] = dataclasses.field(default_factory=dict)
