@@ -135,25 +135,29 @@ def draw_batches(
 
 
 def stack_clients(
-  examples: dict[str, np.ndarray], parts: Sequence[np.ndarray]
+  examples: dict[str, np.ndarray], parts: Sequence[np.ndarray], *, pad_to: int | None = None
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-  """Stack the examples of each client, padded to the largest one.
+  """Stack the examples of each client, padded to one size.
 
   Args:
     examples: arrays (n, ...).
     parts: indices of the examples of each client.
+    pad_to: that size; None: that of the largest client.
 
   Returns:
-    `(clients, sizes)`: arrays (clients, largest, ...), padded with the client's own first example,
+    `(clients, sizes)`: arrays (clients, pad_to, ...), padded with the client's own first example,
     and the number of real examples.
 
   Raises:
-    ValueError: if a client has no example.
+    ValueError: if a client has no example, or more than pad_to.
   """
   sizes = np.array([len(part) for part in parts])
   if not len(sizes) or not sizes.all():
     raise ValueError(f"parts must give every client at least one example, got sizes {sizes}")
-  rows = np.stack([np.append(p, np.full(max(sizes) - len(p), p[0])) for p in parts])
+  pad_to = max(sizes) if pad_to is None else pad_to
+  if pad_to < max(sizes):
+    raise ValueError(f"pad_to must be at least {max(sizes)}, the largest client, got {pad_to}")
+  rows = np.stack([np.append(p, np.full(pad_to - len(p), p[0])) for p in parts])
   return {name: v[rows] for name, v in examples.items()}, sizes
 
 
