@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Bool, Float
 
@@ -27,7 +27,7 @@ def as_images(x: ArrayLike, name: str = "x") -> Float[Array, "b h w c"]:
 
 def entries(x: ArrayLike) -> np.ndarray | None:
   """Returns an argument's values, to check them, or None while it is traced."""
-  return None if isinstance(x, jax.core.Tracer) else np.asarray(x)
+  return None if isinstance(x, Tracer) else np.asarray(x)
 
 
 def check_epsilon(epsilon: float, name: str = "epsilon") -> None:

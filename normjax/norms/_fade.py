@@ -5,7 +5,8 @@ Scale and bias of each pixel come from features of another stream at the same si
 share of the old running value, so that the code's 0.1 is 0.9 here.
 """
 
-from typing import Literal
+import functools
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -157,7 +158,7 @@ class Denormalization(RunningMode):
     self.mean = nnx.BatchStat(jnp.zeros(num_features)) if running else nnx.data(None)
     self.var = nnx.BatchStat(jnp.ones(num_features)) if running else nnx.data(None)
 
-  def _arguments(self, x: ArrayLike, use_running_average: bool | None) -> dict:
+  def _arguments(self, x: ArrayLike, use_running_average: bool | None) -> dict[str, Any]:
     """Returns the arguments of the function that the constructor and the mode decide."""
     check_features(jnp.asarray(x), self.num_features, -1)
     evaluates = self._evaluates(use_running_average) if self.norm == "batch" else False
@@ -239,10 +240,16 @@ class FADE(Denormalization):
       axis_name=axis_name,
       dtype=dtype,
     )
-    sizes = condition_features, num_features, kernel_size
-    options = dict(kernel_init=kernel_init, bias_init=bias_init, param_dtype=param_dtype, rngs=rngs)
-    self.scale_conv = Convolution(*sizes, **options)
-    self.bias_conv = Convolution(*sizes, **options)
+    convolution = functools.partial(
+      Convolution,
+      kernel_size=kernel_size,
+      kernel_init=kernel_init,
+      bias_init=bias_init,
+      param_dtype=param_dtype,
+      rngs=rngs,
+    )
+    self.scale_conv = convolution(condition_features, num_features)
+    self.bias_conv = convolution(condition_features, num_features)
 
   def __call__(
     self,

@@ -123,7 +123,12 @@ def _check_kernel(kernel: ArrayLike, name: str) -> None:
 def uniform_fan_in(fan_in: int) -> Initializer:
   """Returns the initializer of torch's convolutions, uniform within 1 / sqrt(fan_in)."""
   edge = fan_in**-0.5
-  return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -edge, edge)
+
+  def init(key, shape, dtype=None, out_sharding=None):
+    dtype = jnp.float32 if dtype is None else dtype
+    return jax.random.uniform(key, shape, dtype, -edge, edge, out_sharding=out_sharding)
+
+  return init
 
 
 class LearnableRegionNorm(nnx.Module):

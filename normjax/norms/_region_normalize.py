@@ -75,7 +75,8 @@ def region_normalize(
   wide = x.astype(statistics_dtype(x))
   label = as_region(label, x.shape, wide.dtype, soft)
   n = reduction.count(wide.dtype)
-  y = sum(_one_region(wide, region, n, reduction, epsilon) for region in (label, 1 - label))
+  y = _one_region(wide, label, n, reduction, epsilon)
+  y = y + _one_region(wide, 1 - label, n, reduction, epsilon)
   return y.astype(floating_dtype(x.dtype if dtype is None else dtype, "dtype"))
 
 

@@ -6,6 +6,8 @@ writes gamma. Layouts are resized by `nearest_resize`, as there. The official ge
 kernels from a Xavier normal of gain 0.02; here they are flax's.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -187,10 +189,17 @@ class SPADE(Denormalization):
       dtype=dtype,
     )
     self.num_classes = num_classes
-    options = dict(kernel_init=kernel_init, bias_init=bias_init, param_dtype=param_dtype, rngs=rngs)
-    self.shared_conv = Convolution(num_classes, hidden_features, kernel_size, **options)
-    self.scale_conv = Convolution(hidden_features, num_features, kernel_size, **options)
-    self.bias_conv = Convolution(hidden_features, num_features, kernel_size, **options)
+    convolution = functools.partial(
+      Convolution,
+      kernel_size=kernel_size,
+      kernel_init=kernel_init,
+      bias_init=bias_init,
+      param_dtype=param_dtype,
+      rngs=rngs,
+    )
+    self.shared_conv = convolution(num_classes, hidden_features)
+    self.scale_conv = convolution(hidden_features, num_features)
+    self.bias_conv = convolution(hidden_features, num_features)
 
   def __call__(
     self,
