@@ -10,7 +10,6 @@ of amplitudes is that of the images themselves: a learned way between InstanceNo
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.nn.initializers import Initializer

@@ -296,9 +296,7 @@ def test_linen_equals_nnx(name):
   @jax.jit
   def apply(carried):
     state = {**variables, "params": params, OVERWRITE_WITH_GRADIENT: carried}
-    y, new = layer.apply(
-      state, x, nnx_method=row.method, mutable=["batch_stats"], **row.extra(N)
-    )
+    y, new = layer.apply(state, x, nnx_method=row.method, mutable=["batch_stats"], **row.extra(N))
     return jnp.sum(y * draw(y.shape, seed=1)), (y, new.get("batch_stats", {}))
 
   written, (linen_y, statistics) = jax.grad(apply, has_aux=True)(carried)

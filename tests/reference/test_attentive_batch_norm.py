@@ -46,9 +46,7 @@ def _compute(name):
 
   @jax.jit
   def train(params, x, a, mask, state, g):
-    y, vjp, state = jax.vjp(
-      lambda *args: f(*args, mask, state, False), params, x, a, has_aux=True
-    )
+    y, vjp, state = jax.vjp(lambda *args: f(*args, mask, state, False), params, x, a, has_aux=True)
     dparams, dx, da = vjp(g)
     got = {"y": y, "dx": dx, "da": da} | {f"d{k}": v for k, v in dparams.items()}
     return got | dict(zip(("running_mean", "running_var"), state, strict=True)), state
