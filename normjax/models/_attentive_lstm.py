@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float
 from normjax.norms import AttentiveBatchNorm
 
 Carry = dict[str, Array]
+_lecun, _orthogonal = nnx.initializers.lecun_normal(), nnx.initializers.orthogonal()
 
 
 class AttentiveLSTM(nnx.Module):
@@ -79,8 +80,8 @@ class AttentiveLSTM(nnx.Module):
     decay: float = 0.9,
     dtype: DTypeLike | None = None,
     param_dtype: DTypeLike = jnp.float32,
-    kernel_init: Initializer = nnx.initializers.lecun_normal(),
-    recurrent_kernel_init: Initializer = nnx.initializers.orthogonal(),
+    kernel_init: Initializer = _lecun,
+    recurrent_kernel_init: Initializer = _orthogonal,
     bias_init: Initializer = nnx.initializers.zeros,
     axis_name: str | None = None,
     rngs: nnx.Rngs,

@@ -9,7 +9,6 @@ the layer is a plain BatchNorm. Its closest relative is dynamic layer normalizat
 """
 
 from collections.abc import Mapping
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -26,19 +25,17 @@ from normjax.norms._arguments import (
   check_epsilon,
   statistics_dtype,
 )
+from normjax.norms._attentive_context import (
+  WEIGHTS,
+  Scheme,
+  as_weights,
+  attentive_context,
+  check_scheme,
+)
 from normjax.norms._batch_norm import Moments, batch_norm
 from normjax.norms._running import RunningMode, per_channel
 
-Scheme = Literal["frame", "utterance"]
-_WEIGHTS = {
-  "summary_kernel": "dk",
-  "summary_bias": "k",
-  "score_kernel": "ks",
-  "score_bias": "s",
-  "score_vector": "s",
-  "scale_kernel": "kc",
-  "bias_kernel": "kc",
-}
+_glorot = nnx.initializers.glorot_uniform()
 
 
 def attentive_batch_norm(
@@ -83,8 +80,8 @@ def attentive_batch_norm(
     use_running_average: evaluate with the running values, which stay as they are.
     epsilon: added to the variance.
     decay: share of the old running value in the new one, in [0, 1).
-    mask: True where a frame of `a` is valid; (b, n), or (b, n, 1), of sizes 1 or those of `a`. Others
-      enter neither statistics nor attention, and y is 0 there.
+    mask: True where a frame of `a` is valid; (b, n), or (b, n, 1), of sizes 1 or those of
+      `a`. Others enter neither statistics nor attention, and y is 0 there.
     axis_name: mapped axis over which the batch is sharded (`jax.shard_map`).
     dtype: dtype of the output; the default is that of x.
 
@@ -111,16 +108,16 @@ def attentive_batch_norm(
   """
   x, a = as_floating(x), as_floating(a, "a")
   _check_frames(x.shape, a.shape)
-  _check_scheme(scheme, window)
+  check_scheme(scheme, window)
   wide = statistics_dtype(x)
-  arrays = _checked(weights, a.shape[2], x.shape[2], wide)
+  arrays = as_weights(weights, a.shape[2], x.shape[2], wide)
   start = a.shape[1] - x.shape[1]
   valid = jnp.ones((*a.shape[:2], 1), bool)
   if mask is not None:
     valid = jnp.broadcast_to(as_position_mask(mask, a.shape), valid.shape)
     # Whatever stands at padding would meet a gradient of 0 there, and NaN * 0 is NaN.
     a, x = jnp.where(valid, a, 0), jnp.where(valid[:, start:], x, 0)
-  context = _context(a.astype(wide), arrays, valid[..., 0], scheme, window, start)
+  context = attentive_context(a.astype(wide), arrays, valid[..., 0], scheme, window, start)
   y, state = batch_norm(
     x,
     _added("scale", scale, 1.0, context @ arrays["scale_kernel"]),
@@ -146,59 +143,6 @@ def _check_frames(shape: tuple[int, ...], a_shape: tuple[int, ...]) -> None:
       f"a must be {shape[0]} sequences of {shape[1]} frames or more, as x is of shape {shape}, got "
       f"shape {a_shape}"
     )
-
-
-def _check_scheme(scheme: str, window: int) -> None:
-  if scheme not in ("frame", "utterance"):
-    raise ValueError(f"scheme must be 'frame' or 'utterance', got {scheme!r}")
-  if scheme == "frame" and window < 1:
-    raise ValueError(f"window must be 1 or more frames, got {window}")
-
-
-def _checked(
-  weights: Mapping[str, ArrayLike], d: int, c: int, dtype: DTypeLike
-) -> dict[str, Float[Array, "..."]]:
-  """Returns the weights as arrays, or raises if they do not fit together."""
-  if set(weights) != set(_WEIGHTS):
-    raise ValueError(f"weights must be {', '.join(_WEIGHTS)}, got {', '.join(sorted(weights))}")
-  arrays = {name: jnp.asarray(weights[name]) for name in _WEIGHTS}
-  sizes = {"d": d, "c": c, "k": arrays["summary_bias"].size, "s": arrays["score_bias"].size}
-  for name, letters in _WEIGHTS.items():
-    wanted = tuple(sizes[letter] for letter in letters)
-    if arrays[name].shape != wanted:
-      raise ValueError(f"weights must have {name} of shape {wanted}, got {arrays[name].shape}")
-  return {name: array.astype(dtype) for name, array in arrays.items()}
-
-
-def _context(
-  a: Float[Array, "b n d"],
-  weights: Mapping[str, Float[Array, "..."]],
-  valid: Bool[Array, "b n"],
-  scheme: Scheme,
-  window: int,
-  start: int,
-) -> Float[Array, "b t k"]:
-  """Returns the context of the frames from `start` on; (b, 1, k) in the scheme "utterance"."""
-  row = lambda name: weights[name].reshape(1, 1, -1)
-  s = jnp.tanh(a @ weights["summary_kernel"] + row("summary_bias"))
-  e = jnp.tanh(s @ weights["score_kernel"] + row("score_bias")) @ weights["score_vector"]
-  if scheme == "utterance":
-    return jnp.einsum("bn,bnk->bk", _attention(e, valid), s)[:, None]
-  n = a.shape[1]
-  window = min(window, n)
-  before = lambda v: jnp.pad(v, ((0, 0), (window - 1, 0), *((0, 0),) * (v.ndim - 2)))
-  # Frame t is at t + window - 1 behind the padding, its window at t ... t + window - 1.
-  frames = jnp.arange(start, n)[:, None] + jnp.arange(window)[None]
-  alpha = _attention(before(e)[:, frames], before(valid)[:, frames])
-  return jnp.einsum("btw,btwk->btk", alpha, before(s)[:, frames])
-
-
-def _attention(e: Float[Array, "*batch n"], valid: Bool[Array, "*batch n"]) -> Array:
-  """Returns the softmax of the valid scores; all zeros where none is valid."""
-  e = jnp.where(valid, e, -1e30)
-  p = jnp.where(valid, jnp.exp(e - jax.lax.stop_gradient(jnp.max(e, -1, keepdims=True))), 0)
-  total = jnp.sum(p, -1, keepdims=True)
-  return p / jnp.where(total > 0, total, 1)
 
 
 def _added(
@@ -282,7 +226,7 @@ class AttentiveBatchNorm(RunningMode):
     param_dtype: DTypeLike = jnp.float32,
     scale_init: Initializer = nnx.initializers.ones,
     bias_init: Initializer = nnx.initializers.zeros,
-    kernel_init: Initializer = nnx.initializers.glorot_uniform(),
+    kernel_init: Initializer = _glorot,
     affine_init: Initializer = nnx.initializers.zeros,
     axis_name: str | None = None,
     rngs: nnx.Rngs,
@@ -290,7 +234,7 @@ class AttentiveBatchNorm(RunningMode):
     matching(num_features, -1)
     check_epsilon(epsilon)
     check_decay(decay)
-    _check_scheme(scheme, window)
+    check_scheme(scheme, window)
     sizes = {"d": input_features, "k": summary_features, "s": score_features, "c": num_features}
     if min(sizes.values()) < 1:
       raise ValueError(
@@ -311,7 +255,7 @@ class AttentiveBatchNorm(RunningMode):
       "scale_kernel": affine_init,
       "bias_kernel": affine_init,
     }.items():
-      shape = tuple(sizes[letter] for letter in _WEIGHTS[name])
+      shape = tuple(sizes[letter] for letter in WEIGHTS[name])
       setattr(self, name, new_param(init, shape, param_dtype, rngs))
     self.scale = make_param(use_scale, scale_init, num_features, param_dtype, rngs)
     self.bias = make_param(use_bias, bias_init, num_features, param_dtype, rngs)
@@ -334,7 +278,7 @@ class AttentiveBatchNorm(RunningMode):
     y, state = attentive_batch_norm(
       x,
       a,
-      {name: getattr(self, name)[...] for name in _WEIGHTS},
+      {name: getattr(self, name)[...] for name in WEIGHTS},
       value_or(scale, self.scale),
       value_or(bias, self.bias),
       (self.mean[...], self.var[...]),
