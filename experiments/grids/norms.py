@@ -1,7 +1,7 @@
 """Every norm that takes x alone, on one small ResNet, at batch sizes 128 and 2.
 
 Fashion-MNIST, 10,000 training images and 2000 others of its training set to choose the learning
-rate by; a ResNet with three blocks of 8, 16 and 32 channels behind a stem of stride 2.
+rate by; a ResNet with three blocks of 8, 16 and 32 channels behind a stem of stride 4.
 """
 
 from ml_collections import ConfigDict
@@ -21,14 +21,14 @@ _WARMUPS = {
 def get_config(mode: str = ""):
   grid = ConfigDict()
   grid.config = classify_fashion.get_config()
-  grid.config.model.resnet.update(width=8, depths=(1, 1, 1), stem_stride=2)
+  grid.config.model.resnet.update(width=8, depths=(1, 1, 1), stem_stride=4)
   grid.config.eval.batch_size = 500
   grid.config.optimizer.weight_decay = 0.0
   grid.norms = {name: _OPTIONS.get(name, {}) for name in sorted(norms.NAMES)}
   grid.norms.none = {}
   grid.warmups = {name: _WARMUPS[name] for name in _WARMUPS if name in norms.NAMES}
   grid.batch_sizes = (128, 2)
-  grid.steps = (300, 3000)  # for each batch size
+  grid.steps = (250, 4000)  # for each batch size
   grid.learning_rates = (1e-3, 3e-3, 1e-2)
   grid.seeds = (0, 1, 2)
   grid.train_examples = 10_000
