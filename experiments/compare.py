@@ -4,16 +4,17 @@
 
 For each norm and batch size the first seed runs at every learning rate; the one with the least
 error on validation examples, which are taken out of the training set, is run with all seeds and
-scored on the test set. The training step is that of `experiments.train`; here all steps of a run
-are one compiled loop over data on the device. Each finished run is a file in OUT/runs; the same
-command does what is missing, runs that failed included. A run whose loss is not finite has
-diverged: it is part of the table, and its learning rate is chosen only if all diverge.
+scored on the test set. The training step is that of `experiments.train`; here the steps between
+two points of a curve are one compiled loop over data on the device. Each finished run is a file in
+OUT/runs; the same command does what is missing, runs that failed included. A run whose loss is not
+finite has diverged: it is part of the table, and its rate is chosen only if all diverge.
 """
 
 import json
 import time
 import traceback
 from concurrent import futures
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -122,6 +123,8 @@ def run_pair(grid: ConfigDict, folder: Path, arrays: dict, norm: str, i: int) ->
     comparison.write_json(folder / "runs" / run.file, result)
     if "failed" in result:
       return
+    outcome = "diverged" if result["diverged"] else f"test error {result['test_error']:.4f}"
+    logging.info("%s: %s, %.0f s", run.file, outcome, result["seconds"])
 
 
 def stage_runs(grid: ConfigDict, folder: Path, norm: str, i: int):
@@ -192,53 +195,57 @@ def make_execute(grid: ConfigDict, arrays: dict, norm: str, i: int):
   """Return `execute(run) -> result`, which compiles once for all seeds and rates of a pair."""
   config = pair_config(grid, norm, i)
   task, steps = tasks.make(config), config.total_steps
-  fitting = {k: whole_batches(config, arrays[k]) for k in ("validation", "test")}
+
+  def steps_at(lr):
+    return make_steps(task, make_optimizer(config.optimizer, steps, lr), config.ema_decay)
+
+  init = jax.jit(lambda seed: steps_at(0.0).init(seed))
+
+  @partial(jax.jit, donate_argnums=0)
+  def advance(state, lr, order, examples):
+    train = steps_at(lr).train
+    take = lambda chosen: {name: array[chosen] for name, array in examples.items()}
+    state, metrics = jax.lax.scan(lambda s, chosen: train(s, take(chosen)), state, order)
+    return state, jnp.mean(metrics["loss"]), jnp.all(jnp.isfinite(metrics["loss"]))
 
   @jax.jit
-  def train(seed, lr, order, examples, fitting):
-    optimizer = make_optimizer(config.optimizer, steps, lr)
-    pure = make_steps(task, optimizer, config.ema_decay)
+  def score(state, batch):
+    return jnp.mean(steps_at(0.0).score(state, batch, jax.random.key(0)))
 
-    def error(state, batches):
-      key = jax.random.key(0)
-      return jnp.mean(jax.lax.map(lambda batch: pure.score(state, batch, key), batches))
+  def error(state, batches):
+    return np.mean([np.asarray(score(state, batch)) for batch in batches], dtype=np.float64)
 
-    def step(state, chosen):
-      return pure.train(state, {name: array[chosen] for name, array in examples.items()})
-
-    def stretch(state, order):
-      state, metrics = jax.lax.scan(step, state, order)
-      finite = jnp.all(jnp.isfinite(metrics["loss"]))
-      return state, (jnp.mean(metrics["loss"]), finite, error(state, fitting["validation"]))
-
-    order = order.reshape(grid.points, steps // grid.points, config.batch_size)
-    state, (loss, finite, validation) = jax.lax.scan(stretch, pure.init(seed), order)
-    return loss, jnp.all(finite), validation, error(state, fitting["test"])
-
-  put = jax.device_put((arrays["train"], fitting))
+  train, validation, test = jax.device_put(
+    (arrays["train"], *(whole_batches(config, arrays[k]) for k in ("validation", "test")))
+  )
 
   def execute(run):
     index = {"index": np.arange(len(arrays["train"]["label"]))}
     batches = data.batches(index, config.batch_size, run.seed)
     order = np.stack([next(batches)["index"] for _ in range(steps)])
-    found = train(run.seed, jnp.float32(run.lr), order, *put)
-    loss, finite, validation, test = map(np.asarray, found)
+    state, curve = init(run.seed), []
+    for part in np.split(order, grid.points):
+      state, loss, finite = advance(state, jnp.float32(run.lr), part, train)
+      curve.append((np.asarray(loss), np.asarray(finite), error(state, validation)))
+    loss, finite, errors = zip(*curve, strict=True)
     return {
       "step": [steps // grid.points * (k + 1) for k in range(grid.points)],
       "loss": [float(v) if np.isfinite(v) else None for v in loss],
-      "validation_error": [float(v) for v in validation],
-      "test_error": float(test),
-      "diverged": not finite,
+      "validation_error": [float(v) for v in errors],
+      "test_error": float(error(state, test)),
+      "diverged": not all(finite),
     }
 
   return execute
 
 
-def whole_batches(config: ConfigDict, examples: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """Return examples as (n, b, ...) batches of one size that leaves none out."""
+def whole_batches(
+  config: ConfigDict, examples: dict[str, np.ndarray]
+) -> list[dict[str, np.ndarray]]:
+  """Return examples in batches of one size that leaves none out."""
   total = len(examples["label"])
   size = max(b for b in range(1, min(config.eval.batch_size, total) + 1) if total % b == 0)
-  return {name: array.reshape(-1, size, *array.shape[1:]) for name, array in examples.items()}
+  return list(data.batches(examples, size, shuffle=False, repeat=False))
 
 
 def main(argv):
