@@ -1,6 +1,7 @@
 """A chain of identical blocks under `lax.scan`: compile time does not grow with its length."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from flax import nnx
@@ -45,14 +46,16 @@ class Repeat(nnx.Module):
   def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
     """Return the output of the last block, in the shape of `x`."""
     graphdef, *states = nnx.split(self.blocks, _READ, ...)
-    read, kept = map(nnx.to_pure_dict, states)
-    paths = []
+    parts: Any = states
+    read, kept = map(nnx.to_pure_dict, parts)
+    paths: list[Any] = []
 
-    def body(x, block):
+    def body(x: Any, block: Any) -> Any:
       read, kept = block
-      module = nnx.merge(graphdef, read, kept)
+      module: Any = nnx.merge(graphdef, read, kept)
       y = module(x)
-      after = nnx.to_pure_dict(nnx.split(module, _READ, ...)[2])
+      after: Any = nnx.split(module, _READ, ...)[2]
+      after = nnx.to_pure_dict(after)
       before, after = (dict(jax.tree_util.tree_leaves_with_path(tree)) for tree in (kept, after))
       paths[:] = [path for path in before if after[path] is not before[path]]
       return y, [after[path] for path in paths]

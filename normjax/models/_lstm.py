@@ -66,7 +66,8 @@ class LSTMClassifier(nnx.Module):
     if x.ndim != 3 or x.shape[-1] != self.in_features:
       raise ValueError(f"x must have shape (batch, time, {self.in_features}), got {x.shape}")
     entering = jnp.moveaxis(self.norm(self.input(x)), 1, 0)
-    kernel, bias = self.recurrent.kernel[...], self.recurrent.bias[...]
+    recurrent: Any = self.recurrent
+    kernel, bias = recurrent.kernel[...], recurrent.bias[...]
 
     def step(state, entering):
       h, c = state

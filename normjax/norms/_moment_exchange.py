@@ -27,6 +27,7 @@ from jaxtyping import Array, Float, Int, Key
 from normjax.norms._arguments import (
   as_floating,
   check_epsilon,
+  entries,
   floating_dtype,
   statistics_dtype,
 )
@@ -174,7 +175,8 @@ def moment_exchange_draw(
 
 
 def _check_share(value: ArrayLike, name: str) -> None:
-  if not isinstance(value, jax.core.Tracer) and not 0 <= value <= 1:
+  known = entries(value)
+  if known is not None and not 0 <= known <= 1:
     raise ValueError(f"{name} must be in [0, 1], got {value}")
 
 
@@ -222,7 +224,8 @@ def moment_exchange_labels(
       f"{labels.dtype}{list(labels.shape)}"
     )
   _check_perm(perm, labels.shape[0])
-  return lam * labels + (1 - lam) * jnp.take(labels, perm, axis=0)
+  mixed, own = jnp.take(labels, perm, axis=0), jnp.asarray(lam)
+  return own * labels + (1 - own) * mixed
 
 
 def moment_exchange_loss(

@@ -59,13 +59,14 @@ def replace_layer_norms(
     _adapt(path, norm, new, keep_affine)
     if not path:
       return new
-    parent = model
+    parent: Any = model
     for part in path[:-1]:
       parent = _child(parent, part)
+    last: Any = path[-1]
     if isinstance(parent, (nnx.List, nnx.Dict)):
-      parent[path[-1]] = new
+      parent[last] = new
     else:
-      setattr(parent, path[-1], new)
+      setattr(parent, last, new)
   return model
 
 
@@ -73,7 +74,7 @@ def _child(parent: Any, part: Any) -> Any:
   return parent[part] if isinstance(parent, (nnx.List, nnx.Dict)) else getattr(parent, part)
 
 
-def _num_features(path: tuple[Any, ...], norm: nnx.Module) -> int:
+def _num_features(path: tuple[Any, ...], norm: Any) -> int:
   ours = isinstance(norm, LayerNorm)
   axis = norm.axis if ours else norm.feature_axes
   if axis not in (-1, (-1,)) or (not ours and norm.reduction_axes not in (-1, (-1,))):
