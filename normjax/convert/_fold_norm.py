@@ -7,10 +7,10 @@ layer can do that itself, on either side: kernel and bias change, and the norm i
 from collections.abc import Sequence
 from typing import Any, Literal, Protocol
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
@@ -189,7 +189,7 @@ def _check_padding(window: tuple[int, ...], padding: Any, shift: Array) -> None:
     exact = single
   else:
     exact = _all_equal(padding, 0)
-  if not exact and (isinstance(shift, jax.core.Tracer) or np.any(shift)):
+  if not exact and (isinstance(shift, Tracer) or np.any(shift)):
     raise ValueError(
       f"padding must be one of {_EXACT} or of width 0 to fold a norm into the convolution behind "
       f"it, got {padding!r} for a window of {window}: padded zeros are outputs of the norm, whose "

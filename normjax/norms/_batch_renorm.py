@@ -146,7 +146,8 @@ def batch_renorm(
 def check_limits(r_max: Limit | None, d_max: Limit | None, average: str) -> None:
   """Raise if a limit that is a number is too small, or if there is no such average."""
   for name, value, least in (("r_max", r_max, 1), ("d_max", d_max, 0)):
-    if isinstance(value, int | float | np.ndarray | np.generic) and not np.all(value >= least):
+    known = isinstance(value, int | float | np.ndarray | np.generic)
+    if known and not np.all(np.asarray(value) >= least):
       raise ValueError(f"{name} must be >= {least}, got {value}")
   if average not in ("sigma", "var"):
     raise ValueError(f"average must be 'sigma' or 'var', got {average!r}")

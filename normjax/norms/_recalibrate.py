@@ -150,9 +150,10 @@ def _observe(layer: Any) -> None:
 
 
 def _adopt(layer: Any, observer: Any, met: Bool[Array, "..."]) -> None:
-  mean, var = observer.seen_mean[...], observer.seen_var[...]
-  layer.mean[...] = jnp.where(met, mean, layer.mean[...])
-  if isinstance(layer, BatchRenorm) and layer.average == "sigma":
-    layer.sigma[...] = jnp.where(met, jnp.sqrt(var + layer.epsilon), layer.sigma[...])
-  else:
-    layer.var[...] = jnp.where(met, var, layer.var[...])
+  """Give what its observer has met to a layer, or to those of a stack that have met something."""
+  kind = getattr(layer, "average", "var")  # what a BatchRenorm keeps
+  var = observer.seen_var[...]
+  spread = getattr(layer, kind)
+  layer.mean[...] = jnp.where(met, observer.seen_mean[...], layer.mean[...])
+  new = jnp.sqrt(var + layer.epsilon) if kind == "sigma" else var
+  spread[...] = jnp.where(met, new, spread[...])
