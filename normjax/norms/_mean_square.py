@@ -5,7 +5,6 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
-from normjax.norms._affine import value_or
 from normjax.norms._running import per_channel
 from normjax.norms._statistics import Reduction
 
@@ -49,17 +48,19 @@ def mean_square(
   return jnp.where(filled, valid.mean(kept * kept), per_channel(phi, x)), filled
 
 
-def evaluated(x: Float[Array, "..."], phi: Float[Array, " c"], epsilon: float):
+def evaluated(
+  x: Float[Array, "..."], phi: Float[Array, " c"], epsilon: float
+) -> Float[Array, "..."]:
   """Returns x / sqrt(phi + epsilon), which no other position enters."""
   return x * jax.lax.rsqrt(per_channel(phi, x) + epsilon)
 
 
-def evaluation_map(phi, scale, bias, epsilon: float) -> tuple[Array, Array]:
-  """Returns the scale and the shift (c,) of a layer in evaluation, float32 or wider.
-
-  `phi`, `scale` and `bias` are Variables; the last two may be None.
-  """
-  phi, scale, bias = phi[...], value_or(None, scale), value_or(None, bias)
+def evaluation_map(
+  phi: Float[Array, " c"], scale: ArrayLike | None, bias: ArrayLike | None, epsilon: float
+) -> tuple[Float[Array, " c"], Float[Array, " c"]]:
+  """Returns the scale and the shift of a layer in evaluation, float32 or wider."""
   gain = jax.lax.rsqrt(phi + epsilon)
-  gain = gain if scale is None else gain * scale.astype(jnp.promote_types(scale.dtype, gain.dtype))
-  return gain, jnp.zeros_like(gain) if bias is None else bias.astype(gain.dtype)
+  if scale is not None:
+    scale = jnp.asarray(scale)
+    gain = gain * scale.astype(jnp.promote_types(scale.dtype, gain.dtype))
+  return gain, jnp.zeros_like(gain) if bias is None else jnp.asarray(bias, gain.dtype)

@@ -10,7 +10,7 @@ is evaluated and leaves all state alone.
 """
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import jax.numpy as jnp
 from flax import nnx
@@ -97,17 +97,19 @@ def power_norm(
       state, err or mask have another shape.
 
   Reference:
-    Shen et al., "PowerNorm: Rethinking Batch Normalization in Transformers", 2020, arXiv
-    2003.07845.
+    Shen et al., "PowerNorm: Rethinking Batch Normalization in Transformers", 2020,
+    arXiv 2003.07845.
 
   Example:
-    >>> x, err = jnp.array([[1.0, 7.0], [7.0, 1.0]]), jnp.zeros(2)
+    >>> import jax
+    >>> x, err = jnp.array([[0.0, 4.0], [2.0, 0.0]]), jnp.zeros(2)
     >>> y, (phi, iters) = power_norm(x, err=err, num_groups=None)
     >>> print(y[0].round(3), phi, iters)
-    [0.2 1.4] [25. 25.] 1
-    >>> loss = lambda err: jnp.sum(power_norm(x, err=err)[0])
-    >>> print(jax.grad(loss)(err).round(3))
-    [0.8 0.8]
+    [0.    1.414] [2. 8.] 1
+    >>> loss = lambda err: jnp.sum(power_norm(x, err=err, num_groups=None)[0])
+    >>> increment = jax.grad(loss)(err)
+    >>> print(increment.round(3))
+    [0.707 0.707]
   """
   rule = PowerRule(
     num_groups,
@@ -175,8 +177,8 @@ class PowerNorm(RunningMode):
     ValueError: as `power_norm`, and if the input does not have `num_features` entries.
 
   Reference:
-    Shen et al., "PowerNorm: Rethinking Batch Normalization in Transformers", 2020, arXiv
-    2003.07845.
+    Shen et al., "PowerNorm: Rethinking Batch Normalization in Transformers", 2020,
+    arXiv 2003.07845.
 
   Example:
     >>> norm = PowerNorm(4, num_groups=2, rngs=nnx.Rngs(0))
@@ -213,19 +215,12 @@ class PowerNorm(RunningMode):
   ):
     matching(num_features, -1)
     self.num_features, self.use_running_average = num_features, use_running_average
-    self.rule = PowerRule(
-      num_groups,
-      warmup_iters,
-      epsilon,
-      group_epsilon,
-      decay,
-      backward_decay,
-      backward_denominator,
-      warmup_backward,
-      mask_backward,
-      axis_name,
-    )
-    self.rule.check(num_features)
+    self.num_groups, self.warmup_iters = num_groups, warmup_iters
+    self.epsilon, self.group_epsilon = epsilon, group_epsilon
+    self.decay, self.backward_decay = decay, backward_decay
+    self.backward_denominator, self.warmup_backward = backward_denominator, warmup_backward
+    self.mask_backward, self.axis_name = mask_backward, axis_name
+    PowerRule(**self._options()).check(num_features)
     self.dtype = dtype
     self.scale = make_param(use_scale, scale_init, num_features, param_dtype, rngs)
     self.bias = make_param(use_bias, bias_init, num_features, param_dtype, rngs)
@@ -254,11 +249,14 @@ class PowerNorm(RunningMode):
       use_running_average=evaluates,
       mask=mask,
       dtype=self.dtype,
-      **dataclasses.asdict(self.rule),
+      **self._options(),
     )
     if not evaluates:
       self.phi[...], self.iters[...] = state
     return y
+
+  def _options(self) -> dict[str, Any]:
+    return {field.name: getattr(self, field.name) for field in dataclasses.fields(PowerRule)}
 
   def restart_warmup(self) -> None:
     """Set `iters` to 0, for training on another task: the next steps use their own statistics."""
@@ -270,8 +268,10 @@ class PowerNorm(RunningMode):
     Raises:
       ValueError: unless num_groups is None, as groups are divided by what each position holds.
     """
-    if self.rule.num_groups is not None:
+    if self.num_groups is not None:
       raise ValueError(
-        f"num_groups must be None for evaluation to be an affine map, got {self.rule.num_groups}"
+        f"num_groups must be None for evaluation to be an affine map, got {self.num_groups}"
       )
-    return evaluation_map(self.phi, self.scale, self.bias, self.rule.epsilon)
+    return evaluation_map(
+      self.phi[...], value_or(None, self.scale), value_or(None, self.bias), self.epsilon
+    )

@@ -69,13 +69,13 @@ def power_norm_v(
       scale, bias, phi or mask have another shape.
 
   Reference:
-    Shen et al., "PowerNorm: Rethinking Batch Normalization in Transformers", 2020, arXiv
-    2003.07845.
+    Shen et al., "PowerNorm: Rethinking Batch Normalization in Transformers", 2020,
+    arXiv 2003.07845.
 
   Example:
-    >>> y, phi = power_norm_v(jnp.array([[1.0], [7.0]]))
+    >>> y, phi = power_norm_v(jnp.array([[0.0], [2.0]]))
     >>> print(y.ravel().round(3), phi.round(3))
-    [0.2 1.4] [3.4]
+    [0.    1.414] [1.1]
   """
   x, _ = prepare(x, -1, epsilon)
   check_batch(x)
@@ -118,8 +118,8 @@ class PowerNormV(RunningMode):
     ValueError: as `power_norm_v`, and if the input does not have `num_features` entries.
 
   Reference:
-    Shen et al., "PowerNorm: Rethinking Batch Normalization in Transformers", 2020, arXiv
-    2003.07845.
+    Shen et al., "PowerNorm: Rethinking Batch Normalization in Transformers", 2020,
+    arXiv 2003.07845.
 
   Example:
     >>> norm = PowerNormV(4, rngs=nnx.Rngs(0))
@@ -183,4 +183,6 @@ class PowerNormV(RunningMode):
 
   def evaluation_affine(self) -> tuple[Float[Array, " c"], Float[Array, " c"]]:
     """Returns the scale and shift of which evaluation is y = x * scale + shift."""
-    return evaluation_map(self.phi, self.scale, self.bias, self.epsilon)
+    return evaluation_map(
+      self.phi[...], value_or(None, self.scale), value_or(None, self.bias), self.epsilon
+    )

@@ -68,7 +68,7 @@ def train(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _normalize(rule, h, err, forward, batch, mask, warm, filled):
+def _normalize(rule, h, err, forward, batch, mask, warm, filled) -> Array:
   return h * jax.lax.rsqrt(forward + rule.epsilon)
 
 

@@ -10,7 +10,7 @@ without any valid position is evaluated and leaves all state alone.
 """
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import jax.numpy as jnp
 from flax import nnx
@@ -95,13 +95,13 @@ def unified_norm(
       mask have another shape.
 
   Reference:
-    Yang et al., "Unified Normalization for Accelerating and Stabilizing Transformers", 2022, arXiv
-    2208.01313.
+    Yang et al., "Unified Normalization for Accelerating and Stabilizing Transformers", 2022,
+    arXiv 2208.01313.
 
   Example:
-    >>> y, state = unified_norm(jnp.array([[1.0], [7.0]]), window=2)
+    >>> y, state = unified_norm(jnp.array([[0.0], [2.0]]), window=2)
     >>> print(y.ravel().round(3), state.phi.round(3), state.recent.ravel())
-    [0.2 1.4] [3.4] [ 0. 25.]
+    [0.    1.414] [1.1] [0. 2.]
   """
   rule = UnifiedRule(
     window,
@@ -171,8 +171,8 @@ class UnifiedNorm(RunningMode):
     ValueError: as `unified_norm`, and if the input does not have `num_features` entries.
 
   Reference:
-    Yang et al., "Unified Normalization for Accelerating and Stabilizing Transformers", 2022, arXiv
-    2208.01313.
+    Yang et al., "Unified Normalization for Accelerating and Stabilizing Transformers", 2022,
+    arXiv 2208.01313.
 
   Example:
     >>> norm = UnifiedNorm(4, rngs=nnx.Rngs(0))
@@ -208,22 +208,17 @@ class UnifiedNorm(RunningMode):
   ):
     matching(num_features, -1)
     self.num_features, self.use_running_average = num_features, use_running_average
-    self.rule = UnifiedRule(
-      window if isinstance(window, int) else (*window,),
-      warmup_iters,
-      outlier_filtration,
-      variance_scope,
-      ratio_warmup,
-      epsilon,
-      decay,
-      mask_backward,
-      axis_name,
-    )
-    self.rule.check()
+    self.window = window if isinstance(window, int) else (*window,)
+    self.warmup_iters, self.ratio_warmup = warmup_iters, ratio_warmup
+    self.outlier_filtration, self.variance_scope = outlier_filtration, variance_scope
+    self.epsilon, self.decay = epsilon, decay
+    self.mask_backward, self.axis_name = mask_backward, axis_name
+    rule = UnifiedRule(**self._options())
+    rule.check()
     self.dtype = dtype
     self.scale = make_param(use_scale, scale_init, num_features, param_dtype, rngs)
     self.bias = make_param(use_bias, bias_init, num_features, param_dtype, rngs)
-    w, v = self.rule.windows
+    w, v = rule.windows
     self.phi = nnx.BatchStat(jnp.ones(num_features, jnp.float32))
     self.recent = nnx.BatchStat(jnp.zeros((w, num_features), jnp.float32))
     self.iters = nnx.BatchStat(jnp.zeros((), jnp.int32))
@@ -252,11 +247,14 @@ class UnifiedNorm(RunningMode):
       use_running_average=evaluates,
       mask=mask,
       dtype=self.dtype,
-      **dataclasses.asdict(self.rule),
+      **self._options(),
     )
     if not evaluates:
       self.phi[...], self.recent[...], self.iters[...], self.skips[...] = state
     return y
+
+  def _options(self) -> dict[str, Any]:
+    return {field.name: getattr(self, field.name) for field in dataclasses.fields(UnifiedRule)}
 
   def restart_warmup(self) -> None:
     """Set `iters` to 0, for training on another task: the next steps use their own statistics."""
@@ -264,4 +262,6 @@ class UnifiedNorm(RunningMode):
 
   def evaluation_affine(self) -> tuple[Float[Array, " c"], Float[Array, " c"]]:
     """Returns the scale and shift of which evaluation is y = x * scale + shift."""
-    return evaluation_map(self.phi, self.scale, self.bias, self.rule.epsilon)
+    return evaluation_map(
+      self.phi[...], value_or(None, self.scale), value_or(None, self.bias), self.epsilon
+    )

@@ -135,7 +135,7 @@ def train(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _normalize(rule, x, err, square, mask, step):
+def _normalize(rule, x, err, square, mask, step) -> Array:
   return x * jax.lax.rsqrt(square + rule.epsilon)
 
 
