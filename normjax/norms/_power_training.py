@@ -60,7 +60,7 @@ def train(
   batch, filled = mean_square(jax.lax.stop_gradient(h), valid, phi)
   k = iters + 1
   forward = jnp.where(k <= rule.warmup_iters, batch, per_channel(phi, h))
-  z = _normalize(rule, h, err, forward, batch, mask, k <= rule.warmup_iters, filled)
+  z: Any = _normalize(rule, h, err, forward, batch, mask, k <= rule.warmup_iters, filled)
   b, share = batch.reshape(-1).astype(phi.dtype), 1 / k.astype(phi.dtype)
   new = jnp.where(k < rule.warmup_iters, phi * (1 - share) + b * share, phi)
   new = moved(new, b, rule.decay)
@@ -73,7 +73,7 @@ def _normalize(rule, h, err, forward, batch, mask, warm, filled) -> Array:
 
 
 def _forward(rule: PowerRule, h, err, forward, batch, mask, warm, filled):
-  z = _normalize(rule, h, err, forward, batch, mask, warm, filled)
+  z: Any = _normalize(rule, h, err, forward, batch, mask, warm, filled)
   return z, (z, err, forward, batch, mask, warm, filled)
 
 

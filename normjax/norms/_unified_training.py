@@ -124,7 +124,7 @@ def train(
   ratio = jnp.sqrt((square + rule.epsilon) / (phi.astype(square.dtype) + rule.epsilon))
   steady = (k <= max(rule.ratio_warmup, rule.warmup_iters)) | skip | ~filled
   ratio = jnp.where(steady, jnp.ones_like(ratio), jnp.clip(ratio, 1 / 5, 5.0))
-  z = _normalize(rule, x, err, per_channel(square, x), mask, _Step(k, skip, filled))
+  z: Any = _normalize(rule, x, err, per_channel(square, x), mask, _Step(k, skip, filled))
   new = UnifiedState(
     jnp.where(filled, moved(phi, square, rule.decay), phi),
     new_recent,
@@ -140,7 +140,7 @@ def _normalize(rule, x, err, square, mask, step) -> Array:
 
 
 def _forward(rule: UnifiedRule, x, err, square, mask, step):
-  z = _normalize(rule, x, err, square, mask, step)
+  z: Any = _normalize(rule, x, err, square, mask, step)
   return z, (z, err, square, mask, step)
 
 
