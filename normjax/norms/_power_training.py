@@ -1,7 +1,6 @@
 """The training pass of power normalization: its constants, its statistics and its backward rule."""
 
 import dataclasses
-import functools
 from typing import Any, Literal
 
 import jax
@@ -60,20 +59,19 @@ def train(
   batch, filled = mean_square(jax.lax.stop_gradient(h), valid, phi)
   k = iters + 1
   forward = jnp.where(k <= rule.warmup_iters, batch, per_channel(phi, h))
-  z: Any = _normalize(rule, h, err, forward, batch, mask, k <= rule.warmup_iters, filled)
+  z = _normalize(rule, h, err, forward, batch, mask, k <= rule.warmup_iters, filled)
   b, share = batch.reshape(-1).astype(phi.dtype), 1 / k.astype(phi.dtype)
   new = jnp.where(k < rule.warmup_iters, phi * (1 - share) + b * share, phi)
   new = moved(new, b, rule.decay)
   return z, jnp.where(filled, new, phi), jnp.where(filled, k, iters)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _normalize(rule, h, err, forward, batch, mask, warm, filled) -> Array:
+def _plain(rule, h, err, forward, batch, mask, warm, filled) -> Array:
   return h * jax.lax.rsqrt(forward + rule.epsilon)
 
 
 def _forward(rule: PowerRule, h, err, forward, batch, mask, warm, filled):
-  z: Any = _normalize(rule, h, err, forward, batch, mask, warm, filled)
+  z = _plain(rule, h, err, forward, batch, mask, warm, filled)
   return z, (z, err, forward, batch, mask, warm, filled)
 
 
@@ -96,4 +94,5 @@ def _backward(rule: PowerRule, saved: Any, dz: Float[Array, "..."]):
   return dh, increment.astype(err.dtype), None, None, None, None, None
 
 
+_normalize = jax.custom_vjp(_plain, nondiff_argnums=(0,))
 _normalize.defvjp(_forward, _backward)

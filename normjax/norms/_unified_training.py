@@ -1,7 +1,6 @@
 """The training pass of unified normalization: smoothing, outliers, and the backward rule."""
 
 import dataclasses
-import functools
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -124,7 +123,7 @@ def train(
   ratio = jnp.sqrt((square + rule.epsilon) / (phi.astype(square.dtype) + rule.epsilon))
   steady = (k <= max(rule.ratio_warmup, rule.warmup_iters)) | skip | ~filled
   ratio = jnp.where(steady, jnp.ones_like(ratio), jnp.clip(ratio, 1 / 5, 5.0))
-  z: Any = _normalize(rule, x, err, per_channel(square, x), mask, _Step(k, skip, filled))
+  z = _normalize(rule, x, err, per_channel(square, x), mask, _Step(k, skip, filled))
   new = UnifiedState(
     jnp.where(filled, moved(phi, square, rule.decay), phi),
     new_recent,
@@ -134,13 +133,12 @@ def train(
   return z, per_channel(ratio, x), new
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _normalize(rule, x, err, square, mask, step) -> Array:
+def _plain(rule, x, err, square, mask, step) -> Array:
   return x * jax.lax.rsqrt(square + rule.epsilon)
 
 
 def _forward(rule: UnifiedRule, x, err, square, mask, step):
-  z: Any = _normalize(rule, x, err, square, mask, step)
+  z = _plain(rule, x, err, square, mask, step)
   return z, (z, err, square, mask, step)
 
 
@@ -161,6 +159,7 @@ def _backward(rule: UnifiedRule, saved: Any, g: Float[Array, "..."]):
   return dx, tuple(jnp.where(filled, v, jnp.zeros_like(v)) for v in increments), None, None, None
 
 
+_normalize = jax.custom_vjp(_plain, nondiff_argnums=(0,))
 _normalize.defvjp(_forward, _backward)
 
 
