@@ -174,7 +174,7 @@ def moment_exchange_draw(
 
 
 def _check_share(value: ArrayLike, name: str) -> None:
-  if not isinstance(value, jax.core.Tracer) and not 0 <= value <= 1:
+  if isinstance(value, (int, float)) and not 0 <= value <= 1:
     raise ValueError(f"{name} must be in [0, 1], got {value}")
 
 
@@ -192,7 +192,7 @@ def moment_exchange_labels(
   Args:
     labels: classes 0, ..., num_classes - 1, or distributions over them.
     perm: as in `moment_exchange`.
-    lam: weight of the own label.
+    lam: weight of the own label; a number outside [0, 1] is refused, an array is not looked at.
     num_classes: number of classes; must be given for integers.
 
   Returns:
@@ -222,6 +222,8 @@ def moment_exchange_labels(
       f"{labels.dtype}{list(labels.shape)}"
     )
   _check_perm(perm, labels.shape[0])
+  labels = labels.astype(jnp.promote_types(labels.dtype, jnp.float32))
+  lam = jnp.asarray(lam, labels.dtype)
   return lam * labels + (1 - lam) * jnp.take(labels, perm, axis=0)
 
 
