@@ -27,7 +27,6 @@ from jaxtyping import Array, Float, Int, Key
 from normjax.norms._arguments import (
   as_floating,
   check_epsilon,
-  entries,
   floating_dtype,
   statistics_dtype,
 )
@@ -175,8 +174,7 @@ def moment_exchange_draw(
 
 
 def _check_share(value: ArrayLike, name: str) -> None:
-  known = entries(value)
-  if known is not None and not 0 <= known <= 1:
+  if isinstance(value, (int, float)) and not 0 <= value <= 1:
     raise ValueError(f"{name} must be in [0, 1], got {value}")
 
 
@@ -194,7 +192,7 @@ def moment_exchange_labels(
   Args:
     labels: classes 0, ..., num_classes - 1, or distributions over them.
     perm: as in `moment_exchange`.
-    lam: weight of the own label.
+    lam: weight of the own label; a number outside [0, 1] is refused, an array is not looked at.
     num_classes: number of classes; must be given for integers.
 
   Returns:
@@ -224,8 +222,9 @@ def moment_exchange_labels(
       f"{labels.dtype}{list(labels.shape)}"
     )
   _check_perm(perm, labels.shape[0])
-  mixed, own = jnp.take(labels, perm, axis=0), jnp.asarray(lam)
-  return own * labels + (1 - own) * mixed
+  labels = labels.astype(jnp.promote_types(labels.dtype, jnp.float32))
+  lam = jnp.asarray(lam, labels.dtype)
+  return lam * labels + (1 - lam) * jnp.take(labels, perm, axis=0)
 
 
 def moment_exchange_loss(

@@ -60,26 +60,29 @@ def replace_layer_norms(
     if not path:
       return new
     parent: Any = model
-    for part in path[:-1]:
-      parent = _child(parent, part)
-    last: Any = path[-1]
-    if isinstance(parent, (nnx.List, nnx.Dict)):
-      parent[last] = new
-    else:
-      setattr(parent, last, new)
+    for name in path[:-1]:
+      parent = _get(parent, name)
+    _put(parent, path[-1], new)
   return model
 
 
-def _child(parent: Any, part: Any) -> Any:
-  return parent[part] if isinstance(parent, (nnx.List, nnx.Dict)) else getattr(parent, part)
+def _get(parent: Any, name: Any) -> Any:
+  return parent[name] if isinstance(parent, (nnx.List, nnx.Dict)) else getattr(parent, name)
 
 
-def _num_features(path: tuple[Any, ...], norm: Any) -> int:
-  ours = isinstance(norm, LayerNorm)
-  axis = norm.axis if ours else norm.feature_axes
-  if axis not in (-1, (-1,)) or (not ours and norm.reduction_axes not in (-1, (-1,))):
+def _put(parent: Any, name: Any, new: nnx.Module) -> None:
+  if isinstance(parent, (nnx.List, nnx.Dict)):
+    parent[name] = new
+  else:
+    setattr(parent, name, new)
+
+
+def _num_features(path: tuple[Any, ...], norm: LayerNorm | nnx.LayerNorm) -> int:
+  axis: Any = norm.axis if isinstance(norm, LayerNorm) else norm.reduction_axes
+  over: Any = axis if isinstance(norm, LayerNorm) else norm.feature_axes
+  if axis not in (-1, (-1,)) or over not in (-1, (-1,)):
     raise ValueError(f"model must have layer norms of the last axis only, {path} has axis={axis}")
-  features = norm.num_features
+  features: Any = norm.num_features
   return features if isinstance(features, int) else features[0]
 
 
