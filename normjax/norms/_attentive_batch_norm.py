@@ -113,8 +113,9 @@ def attentive_batch_norm(
   arrays = as_weights(weights, a.shape[2], x.shape[2], wide)
   start = a.shape[1] - x.shape[1]
   valid = jnp.ones((*a.shape[:2], 1), bool)
-  if mask is not None:
-    valid = jnp.broadcast_to(as_position_mask(mask, a.shape), valid.shape)
+  positions = as_position_mask(mask, a.shape)
+  if positions is not None:
+    valid = jnp.broadcast_to(positions, valid.shape)
     # Whatever stands at padding would meet a gradient of 0 there, and NaN * 0 is NaN.
     a, x = jnp.where(valid, a, 0), jnp.where(valid[:, start:], x, 0)
   context = attentive_context(a.astype(wide), arrays, valid[..., 0], scheme, window, start)
