@@ -112,9 +112,10 @@ def attentive_batch_norm(
   wide = statistics_dtype(x)
   arrays = as_weights(weights, a.shape[2], x.shape[2], wide)
   start = a.shape[1] - x.shape[1]
-  valid, given = jnp.ones((*a.shape[:2], 1), bool), as_position_mask(mask, a.shape)
-  if given is not None:
-    valid = valid & given
+  valid = jnp.ones((*a.shape[:2], 1), bool)
+  positions = as_position_mask(mask, a.shape)
+  if positions is not None:
+    valid = jnp.broadcast_to(positions, valid.shape)
     # Whatever stands at padding would meet a gradient of 0 there, and NaN * 0 is NaN.
     a, x = jnp.where(valid, a, 0), jnp.where(valid[:, start:], x, 0)
   context = attentive_context(a.astype(wide), arrays, valid[..., 0], scheme, window, start)

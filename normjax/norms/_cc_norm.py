@@ -5,10 +5,11 @@ w = 1 is BatchNorm.
 
 What differs from the authors' code: half the spectrum, `method="closed_form"` (both as in PCNorm),
 and exactly no gradient for the shift w * m. Subtracting a constant moves the constant bin only,
-whose phase is a sign, so that the derivative is 0 wherever there is one. What the authors' backward
-pass returns for the logits instead is rounding over the temperature: about 1e-3 in float32, enough
-for Adam to take steps of full size. The temperature is 1e-4 in one public copy of the code and 1e-6
-in another; the paper speaks of changing phases in general, the code subtracts means.
+whose phase is a sign, so that the derivative is 0 wherever there is one. What a plain backward
+pass returns for the logits is rounding over the temperature: 1e-3 to 1e-1 in float32 for feature
+maps of common sizes, enough for Adam to take steps of full size. The temperature is 1e-4 in one
+public copy of the code and 1e-6 in another; the paper speaks of changing phases in general, the
+code subtracts means.
 """
 
 from typing import Any
