@@ -69,6 +69,7 @@ def batch_norm(
     epsilon: added to the variance. 0 is allowed; a constant channel then gives NaN.
     decay: share of the old running value in the new one, in [0, 1).
     mask: True where a position enters the statistics; (...), or (..., 1), of sizes 1 or those of x.
+      A masked entry that is infinite or NaN is normalized as 0.
     axis_name: mapped axis over which the batch is sharded (`jax.shard_map`). Without it each shard
       has its own statistics there; under `jit` with a sharded batch statistics are global anyway.
     ghost_batch_size: examples, along the first axis, that share statistics; None: all. The running

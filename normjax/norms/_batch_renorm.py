@@ -112,6 +112,8 @@ def batch_renorm(
   check_decay(decay)
   check_limits(r_max, d_max, average)
   state = (jnp.zeros(c), jnp.ones(c), jnp.zeros((), jnp.int32)) if state is None else state
+  if len(state) != 3:
+    raise ValueError(f"state must be (mean, {average}, step), got {len(state)} entries")
   check_state(state[:2], f"mean, {average}", (c,))
   mask = as_position_mask(mask, x.shape)
   wide = finite_or_zero(x.astype(statistics_dtype(x)), mask)

@@ -302,6 +302,8 @@ def test_bad_arguments(name, error, options):
     (r"var must have shape \(2,\), got bfloat16\[2\]", norms.batch_norm,
      {"state": (np.ones(2), jnp.ones(2, jnp.bfloat16))}),
     (r"sigma must have shape \(2,\)", norms.batch_renorm, {"state": (np.ones(2), np.ones(3), 0)}),
+    (r"state must be \(mean, sigma, step\), got 2", norms.batch_renorm,
+     {"state": (np.ones(2), np.ones(2))}),
     ("r_max must be >= 1, got 0.9", norms.batch_renorm, {"r_max": 0.9}),
     ("d_max must be >= 0, got -1", norms.batch_renorm, {"d_max": -1}),
     ("average must be 'sigma' or 'var'", norms.batch_renorm, {"average": "std"}),
