@@ -116,11 +116,12 @@ plt.legend()
 plt.show()
 
 # %% [markdown]
-# By name, the choice can come from a config. Options are those of the norm's constructor.
+# By name, the choice can come from a config: `norms.NAMES` has all of them, and `docs/norms.md` says
+# what each is for. Options are those of the norm's constructor.
 
 # %%
 x = jax.random.normal(jax.random.key(0), (4, 64))
-for name in norms.NAMES:
+for name in ("layer_norm", "rms_norm", "scale_norm", "l2_normalize", "batch_norm", "dynamic_tanh"):
   norm = norms.make(name, 64, rngs=nnx.Rngs(0))
   print(
     f"{name:14} {type(norm).__name__:12} norm of the first row {jnp.linalg.norm(norm(x)[0]):.3f}"
