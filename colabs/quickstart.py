@@ -116,7 +116,7 @@ plt.legend()
 plt.show()
 
 # %% [markdown]
-# By name, the choice can come from a config: `norms.NAMES` has all of them, and `docs/norms.md` says
+# By name, the choice can come from a config: `norms.NAMES` has all, and `docs/norms.md` says
 # what each is for. Options are those of the norm's constructor.
 
 # %%
