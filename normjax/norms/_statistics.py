@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -75,8 +76,9 @@ def moments(
   x: Float[Array, "..."], reduction: Reduction
 ) -> tuple[Float[Array, "..."], Float[Array, "..."], Float[Array, "..."]]:
   """Returns `x` minus its mean, the mean and the variance: see `shifted_moments`."""
-  shift, mean, variance = shifted_moments(x, reduction)
-  return x - shift - mean, shift + mean, variance
+  d, shift, mean, variance = _deviations(x, reduction)
+  # Not x - shift - mean: XLA may add the two numbers first, which rounds what the shift is for.
+  return d - mean, shift + mean, variance
 
 
 def shifted_moments(
@@ -89,11 +91,16 @@ def shifted_moments(
   deviations, whose own mean corrects it. Neither result depends on the shift, so no gradient
   passes through it.
   """
+  return _deviations(x, reduction)[1:]
+
+
+def _deviations(x: Float[Array, "..."], reduction: Reduction) -> tuple[Any, Any, Any, Any]:
   shift = jax.lax.stop_gradient(reduction.mean(reduction.keep(x)))
-  kept = reduction.keep(x - shift)
+  d = x - shift
+  kept = reduction.keep(d)
   mean = reduction.mean(kept)
   variance = reduction.mean(kept * kept) - mean * mean
-  return shift, mean, jnp.maximum(variance, jnp.zeros_like(variance))
+  return d, shift, mean, jnp.maximum(variance, jnp.zeros_like(variance))
 
 
 def power(x: Float[Array, "..."], p: float) -> Float[Array, "..."]:
