@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -76,9 +75,8 @@ def moments(
   x: Float[Array, "..."], reduction: Reduction
 ) -> tuple[Float[Array, "..."], Float[Array, "..."], Float[Array, "..."]]:
   """Returns `x` minus its mean, the mean and the variance: see `shifted_moments`."""
-  d, shift, mean, variance = _deviations(x, reduction)
-  # Not x - shift - mean: XLA may add the two numbers first, which rounds what the shift is for.
-  return d - mean, shift + mean, variance
+  shift, mean, variance = shifted_moments(x, reduction)
+  return x - shift - mean, shift + mean, variance
 
 
 def shifted_moments(
@@ -91,16 +89,22 @@ def shifted_moments(
   deviations, whose own mean corrects it. Neither result depends on the shift, so no gradient
   passes through it.
   """
-  return _deviations(x, reduction)[1:]
-
-
-def _deviations(x: Float[Array, "..."], reduction: Reduction) -> tuple[Any, Any, Any, Any]:
-  shift = jax.lax.stop_gradient(reduction.mean(reduction.keep(x)))
-  d = x - shift
-  kept = reduction.keep(d)
+  shift = _one_number(jax.lax.stop_gradient(reduction.mean(reduction.keep(x))))
+  kept = reduction.keep(x - shift)
   mean = reduction.mean(kept)
   variance = reduction.mean(kept * kept) - mean * mean
-  return d, shift, mean, jnp.maximum(variance, jnp.zeros_like(variance))
+  return shift, mean, jnp.maximum(variance, jnp.zeros_like(variance))
+
+
+def _one_number(shift: Float[Array, "..."]) -> Float[Array, "..."]:
+  """Returns `shift` with its last bit rounded away.
+
+  A compiler that computes sum / n again in every loop that subtracts it may contract the two
+  operations, and so subtract a rounded mean in one loop and an exact one in another. This rounding
+  stands between them.
+  """
+  bits = jnp.finfo(shift.dtype)
+  return jax.lax.reduce_precision(shift, exponent_bits=bits.nexp, mantissa_bits=bits.nmant - 1)
 
 
 def power(x: Float[Array, "..."], p: float) -> Float[Array, "..."]:
