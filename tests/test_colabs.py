@@ -49,8 +49,6 @@ def test_colab_needs_only_the_wheel(source):
 def test_colab_runs_without_warnings(source, monkeypatch, tmp_path):
   monkeypatch.setenv("NORMJAX_TINY", "1")
   monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-  # Nearly all of the time is compilation.
-  monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
   monkeypatch.setenv("PYTHONPATH", str(ROOT))
   # The kernel's history and connection files stay out of the user's home.
   monkeypatch.setenv("IPYTHONDIR", str(tmp_path))

@@ -9,17 +9,13 @@ from tests.e2e import runs
 
 @pytest.fixture(scope="session", autouse=True)
 def compiled_once(tmp_path_factory):
-  """Let all runs, in this process, in others and in other pytest workers, share compilations.
-
-  Fast code isn't needed here: compiling is nearly all the time that these tests take.
-  """
+  """Let all runs, in this process, in others and in other pytest workers, share compilations."""
   base = tmp_path_factory.getbasetemp()
   folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "compiled"
   options = {
     "jax_compilation_cache_dir": str(folder),
     "jax_persistent_cache_min_compile_time_secs": 0.5,
     "jax_persistent_cache_min_entry_size_bytes": -1,
-    "jax_disable_most_optimizations": True,
   }
   with pytest.MonkeyPatch.context() as patch:
     for name, value in options.items():

@@ -133,10 +133,12 @@ def _temporaries(memory, depth):
   return compiled.memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.usefixtures("optimized")
 def test_reversible_memory_does_not_grow_with_depth():
   assert _temporaries("reversible", 32) <= 1.05 * _temporaries("reversible", 4)
 
 
+@pytest.mark.usefixtures("optimized")
 def test_stored_memory_grows_with_depth():
   shallow, deep = _temporaries("store", 4), _temporaries("store", 32)
   # 28 more couplings keep at least 16 activations of (batch 128, tokens 16, width 64) each.

@@ -84,6 +84,7 @@ def test_parameters_gather_gradients_from_all_devices(center):
     np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-5)
 
 
+@pytest.mark.usefixtures("optimized")
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="passes are kept apart on CPU only")
 @pytest.mark.parametrize(
   ("cls", "shape"), [*itertools.product((LayerNorm, RMSNorm), ((4096, 1024), (65536, 64)))]
