@@ -9,6 +9,7 @@ import os
 import pathlib
 
 import numpy as np
+import pytest
 
 # Relative to the largest entry. Arrays stored as float32 were computed wider and then rounded.
 _RTOL = {"float64": 1e-9, "complex128": 1e-9, "float32": 1e-5, "float16": 1e-3}
@@ -91,3 +92,51 @@ def altered(expected: np.ndarray) -> np.ndarray:
     return changed
   peak = np.max(np.abs(changed[np.isfinite(changed)]), initial=0.0)
   return changed * 1.01 if peak > _ZERO_PEAK else changed + 1e-3
+
+
+def assert_described(cases: dict, meta: dict) -> None:
+  """Check that a fixture holds cases, and settings for exactly these.
+
+  Args:
+    cases: what `load_cases` returns.
+    meta: likewise.
+
+  Raises:
+    AssertionError: if not.
+  """
+  assert cases
+  assert set(cases) == set(meta["cases"])
+
+
+def assert_case_matches(computed: dict, recorded: dict, case: str) -> None:
+  """Compare all results of a case with what is recorded of it: no array more, and none less.
+
+  Args:
+    computed: our arrays by their names.
+    recorded: those of the fixture, inputs left out.
+    case: how errors call the case.
+
+  Raises:
+    AssertionError: if the names differ or an array is off.
+  """
+  assert recorded.keys() == computed.keys(), (
+    f"{case}: recorded {sorted(recorded)}, computed {sorted(computed)}"
+  )
+  for array, expected in recorded.items():
+    assert_matches(computed[array], expected, f"{case}/{array}")
+
+
+def assert_alterations_are_noticed(computed: dict, recorded: dict, case: str) -> None:
+  """Check that the comparison of a case fails for each recorded array when that array is altered.
+
+  Args:
+    computed: our arrays by their names.
+    recorded: those of the fixture, inputs left out.
+    case: how errors call the case.
+
+  Raises:
+    AssertionError: if an alteration passes.
+  """
+  for array, expected in recorded.items():
+    with pytest.raises(AssertionError, match=f"{case}/{array}"):
+      assert_matches(computed[array], altered(expected), f"{case}/{array}")

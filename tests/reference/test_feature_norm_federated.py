@@ -13,7 +13,12 @@ import pytest
 
 from experiments.fedavg import fedavg_round
 from normjax import norms
-from tests.reference.fixtures import altered, assert_matches, load_cases
+from tests.reference.fixtures import (
+  assert_alterations_are_noticed,
+  assert_case_matches,
+  assert_described,
+  load_cases,
+)
 
 CASES, META = load_cases("feature_norm_federated")
 
@@ -76,19 +81,14 @@ def _compute(name):
 
 
 def test_every_case_is_described_and_every_described_case_is_there():
-  assert CASES
-  assert set(CASES) == set(META["cases"])
+  assert_described(CASES, META)
 
 
 @pytest.mark.parametrize("name", sorted(CASES))
 def test_every_recorded_array_matches(name):
-  assert _recorded(name).keys() == _compute(name).keys()
-  for array, expected in _recorded(name).items():
-    assert_matches(_compute(name)[array], expected, f"{name}/{array}")
+  assert_case_matches(_compute(name), _recorded(name), name)
 
 
 @pytest.mark.parametrize("name", sorted(CASES))
 def test_every_altered_array_is_noticed(name):
-  for array, expected in _recorded(name).items():
-    with pytest.raises(AssertionError, match=f"{name}/{array}"):
-      assert_matches(_compute(name)[array], altered(expected), f"{name}/{array}")
+  assert_alterations_are_noticed(_compute(name), _recorded(name), name)

@@ -7,7 +7,12 @@ import numpy as np
 import pytest
 
 from normjax import norms
-from tests.reference.fixtures import altered, assert_matches, load_cases
+from tests.reference.fixtures import (
+  assert_alterations_are_noticed,
+  assert_case_matches,
+  assert_described,
+  load_cases,
+)
 
 CASES, META = load_cases("frequency_norm")
 INPUTS = {"gamma", "beta", "cc_logits", "h", "x", "g", "x_eval", "g_eval"}
@@ -70,23 +75,17 @@ def _recorded(name):
 
 
 def test_every_case_is_described_and_every_described_case_is_there():
-  assert CASES
-  assert set(CASES) == set(META["cases"])
+  assert_described(CASES, META)
 
 
 @pytest.mark.parametrize("name", sorted(CASES))
 def test_every_recorded_array_matches(name):
-  recorded, got = _recorded(name), _compute(name)
-  assert recorded.keys() == got.keys()
-  for array, expected in recorded.items():
-    assert_matches(got[array], expected, f"{name}/{array}")
+  assert_case_matches(_compute(name), _recorded(name), name)
 
 
 @pytest.mark.parametrize("name", sorted(CASES))
 def test_every_altered_array_is_noticed(name):
-  for array, expected in _recorded(name).items():
-    with pytest.raises(AssertionError, match=f"{name}/{array}"):
-      assert_matches(_compute(name)[array], altered(expected), f"{name}/{array}")
+  assert_alterations_are_noticed(_compute(name), _recorded(name), name)
 
 
 @pytest.mark.parametrize("name", sorted(CASES))

@@ -12,7 +12,12 @@ import numpy as np
 import pytest
 
 from normjax import norms
-from tests.reference.fixtures import altered, assert_matches, load_cases
+from tests.reference.fixtures import (
+  assert_alterations_are_noticed,
+  assert_case_matches,
+  assert_described,
+  load_cases,
+)
 
 CASES, META = load_cases("layer_rms_norm")
 
@@ -116,24 +121,22 @@ def _compute(name):
   return {k: np.asarray(v) for k, v in KINDS[meta["kind"]](CASES[name], meta).items()}
 
 
+def _recorded(name):
+  return {k: v for k, v in CASES[name].items() if k not in INPUTS}
+
+
 def test_every_case_is_described_and_every_described_case_is_there():
-  assert CASES
-  assert set(CASES) == set(META["cases"])
+  assert_described(CASES, META)
 
 
 @pytest.mark.parametrize("name", sorted(CASES))
 def test_every_recorded_array_matches(name):
-  recorded = {k: v for k, v in CASES[name].items() if k not in INPUTS}
-  assert recorded.keys() == _compute(name).keys()
-  for array, expected in recorded.items():
-    assert_matches(_compute(name)[array], expected, f"{name}/{array}")
+  assert_case_matches(_compute(name), _recorded(name), name)
 
 
 @pytest.mark.parametrize("name", sorted(CASES))
 def test_every_altered_array_is_noticed(name):
-  for array in CASES[name].keys() - INPUTS:
-    with pytest.raises(AssertionError, match=f"{name}/{array}"):
-      assert_matches(_compute(name)[array], altered(CASES[name][array]), f"{name}/{array}")
+  assert_alterations_are_noticed(_compute(name), _recorded(name), name)
 
 
 LP_CASES = sorted(n for n, meta in META["cases"].items() if meta["kind"] == "lp_prenorm")

@@ -8,7 +8,12 @@ import numpy as np
 import pytest
 
 from normjax import norms
-from tests.reference.fixtures import altered, assert_matches, load_cases
+from tests.reference.fixtures import (
+  assert_alterations_are_noticed,
+  assert_case_matches,
+  assert_described,
+  load_cases,
+)
 
 CASES, META = load_cases("online_norm")
 INPUTS = {"x", "g", "gamma", "beta", "x_eval"}
@@ -58,23 +63,20 @@ def _compute(name, method):
   return got
 
 
+def _recorded(name):
+  return {k: v for k, v in CASES[name].items() if _is_output(k)}
+
+
 def test_every_case_is_described_and_every_described_case_is_there():
-  assert CASES
-  assert set(CASES) == set(META["cases"])
+  assert_described(CASES, META)
 
 
 @pytest.mark.parametrize("method", ["scan", "associative"])
 @pytest.mark.parametrize("name", sorted(CASES))
 def test_every_recorded_array_matches(name, method):
-  recorded = {k: v for k, v in CASES[name].items() if _is_output(k)}
-  got = _compute(name, method)
-  assert recorded.keys() == got.keys()
-  for array, expected in recorded.items():
-    assert_matches(got[array], expected, f"{name}/{array}")
+  assert_case_matches(_compute(name, method), _recorded(name), name)
 
 
 @pytest.mark.parametrize("name", sorted(CASES))
 def test_every_altered_array_is_noticed(name):
-  for array in filter(_is_output, CASES[name]):
-    with pytest.raises(AssertionError, match=f"{name}/{array}"):
-      assert_matches(_compute(name, "scan")[array], altered(CASES[name][array]), f"{name}/{array}")
+  assert_alterations_are_noticed(_compute(name, "scan"), _recorded(name), name)
