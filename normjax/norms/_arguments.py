@@ -91,9 +91,7 @@ def as_mask(mask: ArrayLike | None, shape: tuple[int, ...]) -> Bool[Array, "..."
   """Returns `mask` as a boolean array with the rank of the input, or raises."""
   if mask is None:
     return None
-  mask = jnp.asarray(mask)
-  if mask.dtype != jnp.bool_:
-    raise ValueError(f"mask must be boolean (True: enters the statistics), got {mask.dtype}")
+  mask = _as_boolean(mask)
   if not broadcasts_explicitly(mask.shape, shape):
     raise ValueError(
       f"mask must have {len(shape)} axes, each of size 1 or as in {shape}, got {mask.shape}"
@@ -109,9 +107,7 @@ def as_position_mask(mask: ArrayLike | None, shape: tuple[int, ...]) -> Bool[Arr
   """
   if mask is None:
     return None
-  mask = jnp.asarray(mask)
-  if mask.dtype != jnp.bool_:
-    raise ValueError(f"mask must be boolean (True: enters the statistics), got {mask.dtype}")
+  mask = _as_boolean(mask)
   full = mask[..., None] if mask.ndim == len(shape) - 1 else mask
   if not broadcasts_explicitly(full.shape, (*shape[:-1], 1)):
     raise ValueError(
@@ -119,6 +115,13 @@ def as_position_mask(mask: ArrayLike | None, shape: tuple[int, ...]) -> Bool[Arr
       f"size 1, or sizes 1 in it, got {mask.shape}"
     )
   return full
+
+
+def _as_boolean(mask: ArrayLike) -> Bool[Array, "..."]:
+  mask = jnp.asarray(mask)
+  if mask.dtype != jnp.bool_:
+    raise ValueError(f"mask must be boolean (True: enters the statistics), got {mask.dtype}")
+  return mask
 
 
 def check_decay(decay: float, name: str = "decay") -> None:

@@ -32,8 +32,8 @@ from normjax.norms._attentive_context import (
   attentive_context,
   check_scheme,
 )
-from normjax.norms._batch_norm import Moments, batch_norm
-from normjax.norms._running import RunningMode, per_channel
+from normjax.norms._batch_norm import batch_norm
+from normjax.norms._running import Moments, RunningMoments, per_channel
 
 _glorot = nnx.initializers.glorot_uniform()
 
@@ -163,7 +163,7 @@ def _symmetric_uniform(key: Array, shape: tuple[int, ...], dtype: DTypeLike = jn
   return jax.random.uniform(key, shape, dtype, -limit, limit)
 
 
-class AttentiveBatchNorm(RunningMode):
+class AttentiveBatchNorm(RunningMoments):
   """Normalizes each channel over batch and time, with an affine that attention generates.
 
   y_t = (scale + c_t @ scale_kernel) * (x_t - mean) / sqrt(var + epsilon) + bias + c_t @ bias_kernel
@@ -260,8 +260,7 @@ class AttentiveBatchNorm(RunningMode):
       setattr(self, name, new_param(init, shape, param_dtype, rngs))
     self.scale = make_param(use_scale, scale_init, num_features, param_dtype, rngs)
     self.bias = make_param(use_bias, bias_init, num_features, param_dtype, rngs)
-    self.mean = nnx.BatchStat(jnp.zeros(num_features, jnp.float32))
-    self.var = nnx.BatchStat(jnp.ones(num_features, jnp.float32))
+    self._begin(num_features)
 
   def __call__(
     self,
@@ -282,7 +281,7 @@ class AttentiveBatchNorm(RunningMode):
       {name: getattr(self, name)[...] for name in WEIGHTS},
       value_or(scale, self.scale),
       value_or(bias, self.bias),
-      (self.mean[...], self.var[...]),
+      self._moments(),
       scheme=self.scheme,
       window=self.window,
       use_running_average=evaluates,
@@ -292,6 +291,5 @@ class AttentiveBatchNorm(RunningMode):
       axis_name=self.axis_name,
       dtype=self.dtype,
     )
-    if not evaluates:
-      self.mean[...], self.var[...] = state
+    self._keep(state, evaluates)
     return y

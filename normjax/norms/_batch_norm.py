@@ -24,7 +24,8 @@ from normjax.norms._arguments import (
   statistics_dtype,
 )
 from normjax.norms._running import (
-  RunningMode,
+  Moments,
+  RunningMoments,
   check_batch,
   check_state,
   evaluation_affine,
@@ -32,8 +33,6 @@ from normjax.norms._running import (
   per_channel,
 )
 from normjax.norms._statistics import Reduction, finite_or_zero, moments
-
-Moments = tuple[Float[Array, " c"], Float[Array, " c"]]
 
 
 def batch_norm(
@@ -172,7 +171,7 @@ def _num_groups(shape: tuple[int, ...], ghost_batch_size: int | None, axis_name:
   return shape[0] // ghost_batch_size
 
 
-class BatchNorm(RunningMode):
+class BatchNorm(RunningMoments):
   """Normalizes each channel to mean 0 and variance 1 over the batch, then scales and shifts it.
 
   y = (x - mean) / sqrt(var + epsilon) * scale + bias: `batch_norm` with the parameters `scale` and
@@ -243,8 +242,7 @@ class BatchNorm(RunningMode):
     self.allow_single = allow_single
     self.scale = make_param(use_scale, scale_init, num_features, param_dtype, rngs)
     self.bias = make_param(use_bias, bias_init, num_features, param_dtype, rngs)
-    self.mean = nnx.BatchStat(jnp.zeros(num_features, jnp.float32))
-    self.var = nnx.BatchStat(jnp.ones(num_features, jnp.float32))
+    self._begin(num_features)
 
   def __call__(
     self,
@@ -262,7 +260,7 @@ class BatchNorm(RunningMode):
       x,
       value_or(scale, self.scale),
       value_or(bias, self.bias),
-      (self.mean[...], self.var[...]),
+      self._moments(),
       use_running_average=evaluates,
       epsilon=self.epsilon,
       decay=self.decay,
@@ -274,11 +272,10 @@ class BatchNorm(RunningMode):
       allow_single=self.allow_single,
       dtype=self.dtype,
     )
-    if not evaluates:
-      self.mean[...], self.var[...] = state
+    self._keep(state, evaluates)
     return y
 
   def evaluation_affine(self) -> tuple[Float[Array, " c"], Float[Array, " c"]]:
     """Returns `(scale, shift)`, each (c,): evaluation is x * scale + shift."""
     inverse = jax.lax.rsqrt(self.var[...] + self.epsilon)
-    return evaluation_affine(self.mean[...], inverse, self.scale, self.bias)
+    return evaluation_affine(inverse, self.scale, self.bias, self.mean[...])

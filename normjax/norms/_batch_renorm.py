@@ -280,4 +280,4 @@ class BatchRenorm(RunningMode):
     """Returns `(scale, shift)`, each (c,): evaluation is x * scale + shift."""
     spread = getattr(self, self.average)[...]
     sigma = spread if self.average == "sigma" else jnp.sqrt(spread + self.epsilon)
-    return evaluation_affine(self.mean[...], 1 / sigma, self.scale, self.bias)
+    return evaluation_affine(1 / sigma, self.scale, self.bias, self.mean[...])

@@ -30,11 +30,11 @@ from normjax.norms._affine import (
   value_or,
 )
 from normjax.norms._arguments import check_decay, check_epsilon, statistics_dtype
-from normjax.norms._batch_norm import Moments, batch_norm
-from normjax.norms._running import RunningMode, per_channel
+from normjax.norms._batch_norm import batch_norm
+from normjax.norms._running import Moments, RunningMoments, per_channel
 from normjax.norms._spectrum import (
   Method,
-  as_images,
+  as_whole_images,
   check_method,
   check_temperature,
   mixing,
@@ -103,7 +103,7 @@ def cc_norm(
     >>> [round(float(v), 2) for v in y.ravel()]
     [-1.39, -0.93, -0.46, 0.46, 0.93, 1.39]
   """
-  x = as_images(x, mask, method)
+  x = as_whole_images(x, mask, method)
   wide = x.astype(statistics_dtype(x))
   removed, _ = mixing(logits, temperature, wide.dtype)
   normalized, state = batch_norm(
@@ -123,7 +123,7 @@ def cc_norm(
   return apply_affine(y, scale, bias, (3,), x.dtype if dtype is None else dtype), state
 
 
-class CCNorm(RunningMode):
+class CCNorm(RunningMoments):
   """Gives images the amplitudes of their batch normalization and the phases of shifted images.
 
   y = F^-1(|F(xn)| * exp(i arg F(x - w_0 * m))) * scale + bias: `cc_norm` with the parameters
@@ -193,8 +193,7 @@ class CCNorm(RunningMode):
     self.scale = make_param(use_scale, scale_init, num_features, param_dtype, rngs)
     self.bias = make_param(use_bias, bias_init, num_features, param_dtype, rngs)
     self.logits = new_param(logits_init, (2,), param_dtype, rngs)
-    self.mean = nnx.BatchStat(jnp.zeros(num_features, jnp.float32))
-    self.var = nnx.BatchStat(jnp.ones(num_features, jnp.float32))
+    self._begin(num_features)
 
   def __call__(
     self,
@@ -213,7 +212,7 @@ class CCNorm(RunningMode):
       self.logits[...],
       value_or(scale, self.scale),
       value_or(bias, self.bias),
-      (self.mean[...], self.var[...]),
+      self._moments(),
       use_running_average=evaluates,
       temperature=self.temperature,
       epsilon=self.epsilon,
@@ -223,6 +222,5 @@ class CCNorm(RunningMode):
       mask=mask,
       dtype=self.dtype,
     )
-    if not evaluates:
-      self.mean[...], self.var[...] = state
+    self._keep(state, evaluates)
     return y

@@ -8,7 +8,6 @@ share of the old running value, so that the code's 0.1 is 0.9 here.
 import functools
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.nn.initializers import Initializer
@@ -18,16 +17,15 @@ from jaxtyping import Array, Bool, Float
 from normjax.norms._affine import check_features, matching
 from normjax.norms._arguments import (
   as_images,
-  as_position_mask,
   check_decay,
   check_epsilon,
   floating_dtype,
   statistics_dtype,
 )
-from normjax.norms._batch_norm import Moments, batch_norm
+from normjax.norms._batch_norm import batch_norm
 from normjax.norms._convolution import Convolution, Weights, default_kernel_init, same_convolution
-from normjax.norms._running import RunningMode
-from normjax.norms._statistics import Reduction, centered
+from normjax.norms._instance_norm import instance_norm
+from normjax.norms._running import Moments, RunningMoments
 
 Norm = Literal["instance", "batch"]
 
@@ -128,12 +126,10 @@ def _normalized(
     )
   if state is not None:
     raise ValueError("state must be None with norm='instance', which keeps no statistics")
-  check_epsilon(epsilon)
-  deviations, variance = centered(x, Reduction((1, 2), x.shape, as_position_mask(mask, x.shape)))
-  return deviations * jax.lax.rsqrt(variance + epsilon), None
+  return instance_norm(x, epsilon=epsilon, mask=mask), None
 
 
-class Denormalization(RunningMode):
+class Denormalization(RunningMoments):
   """Keeps what SPADE and FADE share: the norm without parameters, its options and its state."""
 
   def __init__(
@@ -154,16 +150,15 @@ class Denormalization(RunningMode):
     self.num_features, self.use_running_average = num_features, use_running_average
     self.norm: Norm = norm
     self.epsilon, self.decay, self.axis_name, self.dtype = epsilon, decay, axis_name, dtype
-    running = norm == "batch"
-    self.mean = nnx.BatchStat(jnp.zeros(num_features)) if running else nnx.data(None)
-    self.var = nnx.BatchStat(jnp.ones(num_features)) if running else nnx.data(None)
+    if norm == "batch":
+      self._begin(num_features)
 
   def _arguments(self, x: ArrayLike, use_running_average: bool | None) -> dict[str, Any]:
     """Returns the arguments of the function that the constructor and the mode decide."""
     check_features(jnp.asarray(x), self.num_features, -1)
     evaluates = self._evaluates(use_running_average) if self.norm == "batch" else False
     return dict(
-      state=None if self.mean is None or self.var is None else (self.mean[...], self.var[...]),
+      state=self._moments() if self.norm == "batch" else None,
       norm=self.norm,
       use_running_average=evaluates,
       epsilon=self.epsilon,
@@ -171,11 +166,6 @@ class Denormalization(RunningMode):
       axis_name=self.axis_name,
       dtype=self.dtype,
     )
-
-  def _keep(self, state: Moments | None, evaluates: bool) -> None:
-    """Store the new state of a training step."""
-    if state is not None and self.mean is not None and self.var is not None and not evaluates:
-      self.mean[...], self.var[...] = state
 
 
 class FADE(Denormalization):
@@ -263,5 +253,6 @@ class FADE(Denormalization):
     arguments = self._arguments(x, use_running_average)
     scale, bias = self.scale_conv.weights(), self.bias_conv.weights()
     y, state = fade(x, features, scale, bias, mask=mask, **arguments)
-    self._keep(state, arguments["use_running_average"])
+    if state is not None:
+      self._keep(state, arguments["use_running_average"])
     return y

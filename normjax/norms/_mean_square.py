@@ -9,7 +9,7 @@ from normjax.norms._running import per_channel
 from normjax.norms._statistics import Reduction
 
 
-def check_batch(x: Float[Array, "..."]) -> None:
+def check_positions(x: Float[Array, "..."]) -> None:
   """Raise unless `x` has axes of positions in front of its channels."""
   if x.ndim < 2:
     raise ValueError(f"x must have 2 axes or more, the last one the channels, got shape {x.shape}")
@@ -53,14 +53,3 @@ def evaluated(
 ) -> Float[Array, "..."]:
   """Returns x / sqrt(phi + epsilon), which no other position enters."""
   return x * jax.lax.rsqrt(per_channel(phi, x) + epsilon)
-
-
-def evaluation_map(
-  phi: Float[Array, " c"], scale: ArrayLike | None, bias: ArrayLike | None, epsilon: float
-) -> tuple[Float[Array, " c"], Float[Array, " c"]]:
-  """Returns the scale and the shift of a layer in evaluation, float32 or wider."""
-  gain = jax.lax.rsqrt(phi + epsilon)
-  if scale is not None:
-    scale = jnp.asarray(scale)
-    gain = gain * scale.astype(jnp.promote_types(scale.dtype, gain.dtype))
-  return gain, jnp.zeros_like(gain) if bias is None else jnp.asarray(bias, gain.dtype)

@@ -28,7 +28,7 @@ from normjax.norms._arguments import (
 from normjax.norms._error_compensation import Compensation, check_compensation, compensate
 from normjax.norms._online_stream import Pair, Stream, stream_normalize
 from normjax.norms._recurrence import Method, check_method
-from normjax.norms._running import RunningMode, check_state, per_channel
+from normjax.norms._running import RunningMoments, check_state, per_channel
 
 
 def online_norm(
@@ -164,7 +164,7 @@ def _as_mask(mask: ArrayLike | None, shape: tuple[int, ...]) -> Bool[Array, "...
   return None if mask is None else jnp.broadcast_to(mask, (*shape[:-1], 1))
 
 
-class OnlineNorm(RunningMode):
+class OnlineNorm(RunningMoments):
   """Normalizes each example with the statistics of the examples before it, then scales and shifts.
 
   `online_norm` with the parameters `scale` and `bias`, the running statistics `mean` and `var`
@@ -241,8 +241,7 @@ class OnlineNorm(RunningMode):
     self.method: Method | None = method
     self.scale = make_param(use_scale, scale_init, num_features, param_dtype, rngs)
     self.bias = make_param(use_bias, bias_init, num_features, param_dtype, rngs)
-    self.mean = nnx.BatchStat(jnp.zeros(num_features, jnp.float32))
-    self.var = nnx.BatchStat(jnp.ones(num_features, jnp.float32))
+    self._begin(num_features)
     self.u = GradCarried(jnp.zeros(num_features, jnp.float32))
     self.v = GradCarried(jnp.zeros(num_features, jnp.float32))
 
@@ -262,7 +261,7 @@ class OnlineNorm(RunningMode):
       x,
       value_or(scale, self.scale),
       value_or(bias, self.bias),
-      (self.mean[...], self.var[...]),
+      self._moments(),
       (self.u[...], self.v[...]),
       use_running_average=evaluates,
       epsilon=self.epsilon,
@@ -278,6 +277,5 @@ class OnlineNorm(RunningMode):
       axis_name=self.axis_name,
       dtype=self.dtype,
     )
-    if not evaluates:
-      self.mean[...], self.var[...] = state
+    self._keep(state, evaluates)
     return y

@@ -19,9 +19,9 @@ from jaxtyping import Array, Float
 
 from normjax.norms._affine import apply_affine, check_features, make_param, matching, value_or
 from normjax.norms._arguments import check_decay, check_epsilon, statistics_dtype
-from normjax.norms._batch_norm import Moments, batch_norm
-from normjax.norms._running import RunningMode
-from normjax.norms._spectrum import Method, as_images, check_method, with_phase_of
+from normjax.norms._batch_norm import batch_norm
+from normjax.norms._running import Moments, RunningMoments
+from normjax.norms._spectrum import Method, as_whole_images, check_method, with_phase_of
 
 
 def pc_norm(
@@ -78,7 +78,7 @@ def pc_norm(
     >>> [round(float(v), 2) for v in y.ravel()]
     [0.46, 0.93, 1.39, 0.46, 0.93, 1.39]
   """
-  x = as_images(x, mask, method)
+  x = as_whole_images(x, mask, method)
   wide = x.astype(statistics_dtype(x))
   normalized, state = batch_norm(
     wide,
@@ -92,7 +92,7 @@ def pc_norm(
   return apply_affine(y, scale, bias, (3,), x.dtype if dtype is None else dtype), state
 
 
-class PCNorm(RunningMode):
+class PCNorm(RunningMoments):
   """Gives images the amplitudes of their batch normalization and lets them keep their phases.
 
   y = F^-1(|F(xn)| * exp(i arg F(x))) * scale + bias: `pc_norm` with the parameters `scale` and
@@ -153,8 +153,7 @@ class PCNorm(RunningMode):
     self.method: Method = method
     self.scale = make_param(use_scale, scale_init, num_features, param_dtype, rngs)
     self.bias = make_param(use_bias, bias_init, num_features, param_dtype, rngs)
-    self.mean = nnx.BatchStat(jnp.zeros(num_features, jnp.float32))
-    self.var = nnx.BatchStat(jnp.ones(num_features, jnp.float32))
+    self._begin(num_features)
 
   def __call__(
     self,
@@ -172,7 +171,7 @@ class PCNorm(RunningMode):
       x,
       value_or(scale, self.scale),
       value_or(bias, self.bias),
-      (self.mean[...], self.var[...]),
+      self._moments(),
       use_running_average=evaluates,
       epsilon=self.epsilon,
       decay=self.decay,
@@ -181,6 +180,5 @@ class PCNorm(RunningMode):
       mask=mask,
       dtype=self.dtype,
     )
-    if not evaluates:
-      self.mean[...], self.var[...] = state
+    self._keep(state, evaluates)
     return y

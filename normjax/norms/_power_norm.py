@@ -12,6 +12,7 @@ is evaluated and leaves all state alone.
 import dataclasses
 from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.nn.initializers import Initializer
@@ -21,10 +22,10 @@ from jaxtyping import Array, Bool, Float, Int
 from normjax.carried import GradCarried
 from normjax.norms._affine import apply_affine, check_features, make_param, matching, value_or
 from normjax.norms._arguments import as_position_mask, prepare, statistics_dtype
-from normjax.norms._mean_square import as_counter, check_batch, evaluated, evaluation_map
+from normjax.norms._mean_square import as_counter, check_positions, evaluated
 from normjax.norms._power_training import PowerRule, train
 from normjax.norms._rms_norm import rms_norm
-from normjax.norms._running import RunningMode, check_state
+from normjax.norms._running import RunningMode, check_state, evaluation_affine
 
 State = tuple[Float[Array, " c"], Int[Array, ""]]
 
@@ -124,7 +125,7 @@ def power_norm(
     axis_name,
   )
   x, _ = prepare(x, -1, epsilon)
-  check_batch(x)
+  check_positions(x)
   c = x.shape[-1]
   rule.check(c)
   phi, iters = (jnp.ones(c), 0) if state is None else state
@@ -272,6 +273,5 @@ class PowerNorm(RunningMode):
       raise ValueError(
         f"num_groups must be None for evaluation to be an affine map, got {self.num_groups}"
       )
-    return evaluation_map(
-      self.phi[...], value_or(None, self.scale), value_or(None, self.bias), self.epsilon
-    )
+    inverse = jax.lax.rsqrt(self.phi[...] + self.epsilon)
+    return evaluation_affine(inverse, self.scale, self.bias)

@@ -21,13 +21,12 @@ from normjax.norms._arguments import (
   statistics_dtype,
 )
 from normjax.norms._mean_square import (
-  check_batch,
+  check_positions,
   evaluated,
-  evaluation_map,
   mean_square,
   over_positions,
 )
-from normjax.norms._running import RunningMode, check_state, moved
+from normjax.norms._running import RunningMode, check_state, evaluation_affine, moved
 
 
 def power_norm_v(
@@ -78,7 +77,7 @@ def power_norm_v(
     [0.    1.414] [1.1]
   """
   x, _ = prepare(x, -1, epsilon)
-  check_batch(x)
+  check_positions(x)
   check_decay(decay)
   phi = jnp.ones(x.shape[-1]) if phi is None else jnp.asarray(phi)
   check_state((phi,), "phi", x.shape[-1:])
@@ -183,6 +182,5 @@ class PowerNormV(RunningMode):
 
   def evaluation_affine(self) -> tuple[Float[Array, " c"], Float[Array, " c"]]:
     """Returns the scale and shift of which evaluation is y = x * scale + shift."""
-    return evaluation_map(
-      self.phi[...], value_or(None, self.scale), value_or(None, self.bias), self.epsilon
-    )
+    inverse = jax.lax.rsqrt(self.phi[...] + self.epsilon)
+    return evaluation_affine(inverse, self.scale, self.bias)

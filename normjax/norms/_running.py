@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+Moments = tuple[Float[Array, " c"], Float[Array, " c"]]
+
 
 def moved(old: Float[Array, "..."], new: Float[Array, "..."], decay: Any) -> Float[Array, "..."]:
   """Returns `decay * old + (1 - decay) * new` in the dtype of the old, without a gradient."""
@@ -41,14 +43,17 @@ def check_batch(x: Float[Array, "... c"], allow_single: bool, axis_name: str | N
 
 
 def evaluation_affine(
-  mean: Float[Array, " c"],
   inverse: Float[Array, " c"],
   scale: nnx.Param[Array] | None,
   bias: nnx.Param[Array] | None,
+  mean: Float[Array, " c"] | None = None,
 ) -> tuple[Float[Array, " c"], Float[Array, " c"]]:
   """Returns the gain and the shift that equal (x - mean) * inverse * scale + bias."""
-  gain = inverse if scale is None else inverse * scale[...].astype(inverse.dtype)
-  shift = -mean * gain
+  gain = inverse
+  if scale is not None:
+    wide = jnp.promote_types(scale[...].dtype, inverse.dtype)
+    gain = inverse * scale[...].astype(wide)
+  shift = jnp.zeros_like(gain) if mean is None else -mean * gain
   return gain, shift if bias is None else shift + bias[...].astype(shift.dtype)
 
 
@@ -78,3 +83,23 @@ class RunningMode(nnx.Module):
         "to evaluate, False to train"
       )
     return given
+
+
+class RunningMoments(RunningMode):
+  """A layer whose running statistics are the mean and the variance of each channel."""
+
+  mean: nnx.BatchStat[Array]
+  var: nnx.BatchStat[Array]
+
+  def _begin(self, num_features: int) -> None:
+    """Keep a mean of 0 and a variance of 1."""
+    self.mean = nnx.BatchStat(jnp.zeros(num_features, jnp.float32))
+    self.var = nnx.BatchStat(jnp.ones(num_features, jnp.float32))
+
+  def _moments(self) -> Moments:
+    return self.mean[...], self.var[...]
+
+  def _keep(self, state: Moments, evaluates: bool) -> None:
+    """Store what a training step leaves."""
+    if not evaluates:
+      self.mean[...], self.var[...] = state

@@ -25,11 +25,11 @@ from normjax.norms._affine import (
   value_or,
 )
 from normjax.norms._arguments import check_epsilon, statistics_dtype
-from normjax.norms._layer_norm import layer_norm
+from normjax.norms._instance_norm import instance_norm
 from normjax.norms._spectrum import (
   Method,
   amplitude,
-  as_images,
+  as_whole_images,
   check_method,
   check_temperature,
   compose,
@@ -92,10 +92,9 @@ def sc_norm(
     >>> [round(float(v), 2) for v in y.ravel()]
     [-0.17, 0.78, 1.72, 2.67]
   """
-  x = as_images(x, mask, method)
-  check_epsilon(epsilon)
+  x = as_whole_images(x, mask, method)
   wide = x.astype(statistics_dtype(x))
-  normalized = layer_norm(wide, axis=(1, 2), epsilon=epsilon)
+  normalized = instance_norm(wide, epsilon=epsilon)
   weights = mixing(logits, temperature, wide.dtype)
   if method == "fft":
     f = spectrum(wide)

@@ -16,10 +16,10 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Bool, Float, Shaped
 
 from normjax.norms._arguments import as_images, entries, statistics_dtype
-from normjax.norms._batch_norm import Moments
 from normjax.norms._convolution import Convolution, Weights, default_kernel_init, same_convolution
 from normjax.norms._fade import Denormalization, Norm, fade
 from normjax.norms._nearest_resize import nearest_resize
+from normjax.norms._running import Moments
 
 
 def spade(
@@ -221,5 +221,6 @@ class SPADE(Denormalization):
       mask=mask,
       **arguments,
     )
-    self._keep(state, arguments["use_running_average"])
+    if state is not None:
+      self._keep(state, arguments["use_running_average"])
     return y

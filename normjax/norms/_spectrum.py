@@ -63,7 +63,7 @@ def _guarded(t: Float[Array, "..."]) -> Float[Array, "..."]:
   return jnp.where(jnp.abs(t) < GUARD, jnp.full_like(t, GUARD), t)
 
 
-def as_images(x: ArrayLike, mask: Any, method: str) -> Float[Array, "b h w c"]:
+def as_whole_images(x: ArrayLike, mask: Any, method: str) -> Float[Array, "b h w c"]:
   """Returns `x` as an array of images, or raises; there is no spectrum of a part of an image."""
   x = as_floating(x)
   if x.ndim != 4 or 0 in x.shape[1:3]:

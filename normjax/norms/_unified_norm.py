@@ -12,6 +12,7 @@ without any valid position is evaluated and leaves all state alone.
 import dataclasses
 from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.nn.initializers import Initializer
@@ -21,8 +22,8 @@ from jaxtyping import Array, Bool, Float
 from normjax.carried import GradCarried
 from normjax.norms._affine import apply_affine, check_features, make_param, matching, value_or
 from normjax.norms._arguments import as_position_mask, prepare, statistics_dtype
-from normjax.norms._mean_square import as_counter, check_batch, evaluated, evaluation_map
-from normjax.norms._running import RunningMode, check_state
+from normjax.norms._mean_square import as_counter, check_positions, evaluated
+from normjax.norms._running import RunningMode, check_state, evaluation_affine
 from normjax.norms._unified_training import UnifiedRule, UnifiedState, scaled_backward, train
 
 Err = tuple[Float[Array, " c"], Float[Array, "v c"]]
@@ -116,7 +117,7 @@ def unified_norm(
   )
   rule.check()
   x, _ = prepare(x, -1, epsilon)
-  check_batch(x)
+  check_positions(x)
   c, (w, v) = x.shape[-1], rule.windows
   phi, recent, iters, skips = (jnp.ones(c), jnp.zeros((w, c)), 0, 0) if state is None else state
   e, past = (jnp.zeros(c), jnp.zeros((v, c))) if err is None else err
@@ -262,6 +263,5 @@ class UnifiedNorm(RunningMode):
 
   def evaluation_affine(self) -> tuple[Float[Array, " c"], Float[Array, " c"]]:
     """Returns the scale and shift of which evaluation is y = x * scale + shift."""
-    return evaluation_map(
-      self.phi[...], value_or(None, self.scale), value_or(None, self.bias), self.epsilon
-    )
+    inverse = jax.lax.rsqrt(self.phi[...] + self.epsilon)
+    return evaluation_affine(inverse, self.scale, self.bias)
