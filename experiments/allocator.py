@@ -2,7 +2,7 @@
 
 glibc returns buffers over 32 MB to the system when they are freed, and XLA's CPU client pays their
 page faults again in the next step: two to three times the time of a large norm. These settings are
-read when a process starts, so a script sets them and starts itself once more.
+read when a process starts, so a script that trains sets them and starts itself once more.
 `NORMJAX_ALLOCATOR=default` leaves everything as it is.
 """
 

@@ -43,7 +43,7 @@ def measure(name: str, work: benchmarks.Work, rounds: int) -> list[dict]:
     except ImportError as error:
       lines.append(line | {"skipped": str(error)})
       continue
-    found = getattr(run, "read", peer.read)(peer.wait(run()))
+    found = peer.read(peer.wait(run()))
     line["error"] = max(_error(a, b) for a, b in zip(found, exact, strict=True))
     line["right"] = bool(line["error"] <= work.tolerance)
     if peer.temporaries:

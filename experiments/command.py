@@ -9,14 +9,15 @@ from absl import app
 from experiments import allocator
 
 
-def run(main: Callable[[list[str]], None]) -> None:
+def run(main: Callable[[list[str]], None], *, trains: bool = False) -> None:
   """Parse the flags, call `main(argv)` and exit; the code is 2 after a message of ours.
 
   Errors that this project did not raise itself keep their traceback: they are its mistakes. On CPU
-  the script is started once more with another memory allocator first: see `experiments.allocator`.
+  a script that trains starts once more with another memory allocator: see `experiments.allocator`.
   """
   try:
-    allocator.pool_on_cpu()
+    if trains:
+      allocator.pool_on_cpu()
     app.run(main, flags_parser=_parse)
   except (ValueError, FloatingPointError) as error:
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)

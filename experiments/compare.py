@@ -24,7 +24,7 @@ import numpy as np
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from experiments import command, comparison, data, tasks
+from experiments import command, comparison, data, tasks, workdirs
 from experiments.optimizer import make_optimizer
 from experiments.step import make_steps
 
@@ -120,7 +120,7 @@ def run_pair(grid: ConfigDict, folder: Path, arrays: dict, norm: str, i: int) ->
       logging.warning("%s failed:\n%s", run.file, traceback.format_exc())
       result = {"failed": f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"}
     result = {**run._asdict(), **result, "seconds": time.monotonic() - start}
-    comparison.write_json(folder / "runs" / run.file, result)
+    workdirs.write_json(folder / "runs" / run.file, result)
     if "failed" in result:
       return
     outcome = "diverged" if result["diverged"] else f"test error {result['test_error']:.4f}"
@@ -261,4 +261,4 @@ if __name__ == "__main__":
   flags.DEFINE_string("out", None, "Where runs, table and figure go.")
   flags.DEFINE_integer("workers", 2, "Norms that are trained at a time.")
   flags.mark_flags_as_required(["grid", "out"])
-  command.run(main)
+  command.run(main, trains=True)

@@ -1,23 +1,14 @@
 """The folder of a comparison: whose it is, its table and its figure."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import plots
+from experiments import plots, workdirs
 from normjax.checkpoint import versions
-
-
-def write_json(path: Path, value: Any) -> None:
-  """Write a file that is there whole or not at all."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  scratch = path.with_name(f".{path.name}.{os.getpid()}")
-  scratch.write_text(json.dumps(value, indent=1))
-  scratch.replace(path)
 
 
 def claim(folder: Path, grid: dict[str, Any]) -> None:
@@ -42,7 +33,7 @@ def claim(folder: Path, grid: dict[str, Any]) -> None:
       )
   elif folder.exists() and any(folder.iterdir()):
     raise ValueError(f"{folder} is not empty and holds no grid.json: use another folder")
-  write_json(path, grid)
+  workdirs.write_json(path, grid)
 
 
 def _without(grid: dict[str, Any], added: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -64,7 +55,7 @@ def report(
   rows = [_row(norm, [r for r in results if r["norm"] == norm]) for norm in grid.norms]
   rows.sort(key=lambda row: [_rank(cell) for cell in row["cells"]])
   record = {"rows": rows, "grid": grid.to_dict(), "versions": versions()}
-  write_json(folder / "table.json", record)
+  workdirs.write_json(folder / "table.json", record)
   (folder / "table.md").write_text(_markdown(grid, rows))
   return rows, [folder / "table.md", folder / "table.json", figure(grid, folder, rows, results)]
 

@@ -39,9 +39,7 @@ def run(workdir: str, draws: int | None = None) -> dict:
     "versions": json.loads((Path(workdir) / "record.json").read_text())["versions"],
   }
   path = Path(workdir) / "evaluate.json"
-  scratch = path.with_suffix(".json.tmp")
-  scratch.write_text(json.dumps(result, indent=2))
-  scratch.replace(path)
+  workdirs.write_json(path, result)
   print(task.table(result))
   for file in (path, task.curves(workdir)):
     print(f"wrote {file}")

@@ -12,23 +12,18 @@ After "Understanding the Role of Layer Normalization in Label-Skewed Federated L
 """
 
 import dataclasses
-import json
 import math
 from functools import partial
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
 import optax
 from absl import app, flags
 
-from experiments import command, data, fedavg
+from experiments import command, data, fedavg, plots, workdirs
 from normjax import norms
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402
 
 MODELS = {"none": "no norm", "feature_norm": "FN", "layer_norm": "LN"}
 _NUM_TEST = 497
@@ -187,6 +182,7 @@ def table(results: dict) -> str:
 
 def picture(results: dict, path: Path) -> Path:
   """Draw the accuracy against the learning rate, one panel per split, every seed as a point."""
+  plt = plots.plt
   splits = list(dict.fromkeys(row["split"] for row in results["rows"]))
   figure, panels = plt.subplots(
     1, len(splits), figsize=(8.5, 3.6), sharey=True, layout="constrained"
@@ -229,9 +225,8 @@ def main(argv):
       settings, rounds=2, local_steps=2, batch_size=4, num_seeds=2, width=8
     )
   out = Path(flag.out)
-  out.mkdir(parents=True, exist_ok=True)
   results = run(settings)
-  (out / "results.json").write_text(json.dumps(results, indent=2))
+  workdirs.write_json(out / "results.json", results)
   (out / "table.md").write_text(table(results))
   picture(results, out / "federated.png")
   print(table(results), end="")
@@ -245,4 +240,4 @@ if __name__ == "__main__":
   flags.DEFINE_integer("classes_per_client", 1, "Classes of a client under label shift.")
   flags.DEFINE_list("learning_rates", ["0.003", "0.01", "0.03", "0.1"], "Of the local steps.")
   flags.mark_flags_as_required(["out"])
-  command.run(main)
+  command.run(main, trains=True)

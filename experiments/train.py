@@ -168,4 +168,4 @@ if __name__ == "__main__":
   flags.DEFINE_string("mesh", "", 'Devices: "data:8", "data:2,fsdp:4"; empty: one.')
   flags.DEFINE_bool("distributed", False, "Join the processes of several hosts.")
   flags.mark_flags_as_required(["config", "workdir"])
-  command.run(main)
+  command.run(main, trains=True)

@@ -1,7 +1,9 @@
-"""Open a finished workdir: its task from the recorded config, its model from the checkpoint."""
+"""Workdirs: open a finished one, and write results into one."""
 
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -25,3 +27,11 @@ def open_workdir(workdir: str, step: int | None = None):
 def read_config(workdir: str) -> ConfigDict:
   """Return the config that a workdir was trained with."""
   return ConfigDict(json.loads((Path(workdir) / "record.json").read_text())["config"])
+
+
+def write_json(path: Path, value: Any) -> None:
+  """Write a file that is there whole or not at all."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  scratch = path.with_name(f".{path.name}.{os.getpid()}")
+  scratch.write_text(json.dumps(value, indent=2))
+  scratch.replace(path)

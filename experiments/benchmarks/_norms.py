@@ -27,7 +27,8 @@ def _nnx(build: Any, backward: bool) -> Peer:
   def prepared(inputs: dict[str, np.ndarray]) -> Any:
     module = build(inputs["x"].shape[-1])
     module.scale[...] = jnp.asarray(inputs["scale"])
-    if module.bias is not None:
+    has_bias = getattr(module, "bias", None) is not None
+    if has_bias:
       module.bias[...] = jnp.asarray(inputs["bias"])
     graphdef, params, rest = nnx.split(module, nnx.Param, ...)
 
@@ -42,12 +43,13 @@ def _nnx(build: Any, backward: bool) -> Peer:
       y, vjp, _ = jax.vjp(forward, params, x, has_aux=True)
       dparams, dx = vjp(ct)
       found = [y, dx, dparams["scale"].get_value()]
-      return found if module.bias is None else [*found, dparams["bias"].get_value()]
+      return [*found, dparams["bias"].get_value()] if has_bias else found
 
     return run, (params, *jax.device_put((inputs["x"], inputs["ct"])))
 
   def make(inputs: dict[str, np.ndarray]) -> Any:
-    return functools.partial(*(lambda run, given: (run, *given))(*prepared(inputs)))
+    run, given = prepared(inputs)
+    return functools.partial(run, *given)
 
   def temporaries(inputs: dict[str, np.ndarray]) -> int:
     run, given = prepared(inputs)
@@ -58,36 +60,33 @@ def _nnx(build: Any, backward: bool) -> Peer:
 
 def _torch(name: str, backward: bool, **options: Any) -> Peer:
   """Return the function of `torch.nn.functional`, on CPU; images are moved to channels first."""
+  image = name in ("group_norm", "batch_norm", "instance_norm")
+  names = ("weight",) if name == "rms_norm" else ("weight", "bias")
 
   def make(inputs: dict[str, np.ndarray]) -> Any:
     torch = importlib.import_module("torch")
-    image = name in ("group_norm", "batch_norm", "instance_norm")
     place = (lambda a: np.ascontiguousarray(np.moveaxis(a, -1, 1))) if image else (lambda a: a)
     x, ct = (torch.tensor(place(inputs[k])) for k in ("x", "ct"))
-    scale, bias = (torch.tensor(inputs[k]) for k in ("scale", "bias"))
+    given = {"weight": torch.tensor(inputs["scale"]), "bias": torch.tensor(inputs["bias"])}
+    affine = {n: given[n] for n in names}
+    more = options if image else {"normalized_shape": x.shape[-1:], **options}
     function = getattr(torch.nn.functional, name)
-    affine = {"weight": scale} if name == "rms_norm" else {"weight": scale, "bias": bias}
-    shape = {"normalized_shape": x.shape[-1:]} if "num_groups" not in options and not image else {}
-    running = {"running_mean": None, "running_var": None, "training": True}
-    more = {**shape, **options, **(running if name == "batch_norm" else {})}
-    if name == "instance_norm":
-      more = options
-    wanted = [x, *affine.values()]
+    wanted = [x, *affine.values()] if backward else []
+    for v in wanted:
+      v.requires_grad_(True)
 
     def run() -> Any:
-      if not backward:
-        with torch.no_grad():
-          return [function(x, **affine, **more)]
-      for v in wanted:
-        v.requires_grad_(True)
-      y = function(x, **affine, **more)
-      return [y.detach(), *torch.autograd.grad(y, wanted, ct)]
+      with torch.set_grad_enabled(backward):
+        y = function(x, **affine, **more)
+        return [y.detach(), *torch.autograd.grad(y, wanted, ct)] if backward else [y]
 
-    back = (lambda a: np.moveaxis(a, 1, -1) if a.ndim > 1 else a) if image else (lambda a: a)
-    run.read = lambda out: [back(v.detach().numpy()) for v in out]
     return run
 
-  return Peer(make, lambda out: out, lambda out: [v.detach().numpy() for v in out])
+  def read(out: Any) -> list[np.ndarray]:
+    arrays = [v.numpy() for v in out]
+    return [np.moveaxis(a, 1, -1) if image and a.ndim > 1 else a for a in arrays]
+
+  return Peer(make, lambda out: out, read)
 
 
 def _exact(statistics_axes: Any, epsilon: float, center: bool, bias: bool, backward: bool) -> Any:
@@ -161,7 +160,7 @@ def _all() -> dict[str, Work]:
     ),
     "rms_norm": (
       lambda c: norms.RMSNorm(c, epsilon=1e-5, rngs=rngs()),
-      lambda c: _with_bias(nnx.RMSNorm(c, epsilon=1e-5, rngs=rngs())),
+      lambda c: nnx.RMSNorm(c, epsilon=1e-5, rngs=rngs()),
       ("rms_norm", {"eps": 1e-5}), (False, False, _rows, 1e-5),
     ),
     "group_norm": (
@@ -172,7 +171,8 @@ def _all() -> dict[str, Work]:
     "batch_norm": (
       lambda c: norms.BatchNorm(c, rngs=rngs()),
       lambda c: nnx.BatchNorm(c, use_running_average=False, rngs=rngs()),
-      ("batch_norm", {"eps": 1e-5}), (True, True, _batch, 1e-5),
+      ("batch_norm", {"eps": 1e-5, "running_mean": None, "running_var": None, "training": True}),
+      (True, True, _batch, 1e-5),
     ),
     "instance_norm": (
       lambda c: norms.InstanceNorm(c, epsilon=1e-5, use_scale=True, use_bias=True, rngs=rngs()),
@@ -200,11 +200,6 @@ def _all() -> dict[str, Work]:
     target = dict.fromkeys(both, 1.1)
     works[f"{name} {_text(shape)} forward"] = _work(shape, *layers[name], target, backward=False)
   return works
-
-
-def _with_bias(module: Any) -> Any:
-  module.bias = nnx.data(None)  # flax's RMSNorm has no attribute of that name
-  return module
 
 
 def _text(shape: tuple[int, ...]) -> str:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from experiments import compare, comparison, data, train
+from experiments import compare, comparison, data, train, workdirs
 from experiments.grids import norms as norms_grid
 from normjax import norms
 from tests.e2e import runs
@@ -122,13 +122,13 @@ def test_only_what_is_missing_runs_again(compared, monkeypatch):
   missing = folder / "runs" / f"none-b16-lr{chosen(folder, 'none'):g}-s1.json"
   before = json.loads(missing.read_text())
   missing.unlink()
-  written, write = [], comparison.write_json
+  written, write = [], workdirs.write_json
 
   def note(path, value):
     written.append(path.name)
     write(path, value)
 
-  monkeypatch.setattr(comparison, "write_json", note)
+  monkeypatch.setattr(workdirs, "write_json", note)
   assert compare.compare(tiny(), str(folder)) == rows
   ran = [name for name in written if name not in ("grid.json", "table.json")]
   # What failed is tried again: it may have been mended.
@@ -159,7 +159,7 @@ def test_a_grid_may_gain_norms(compared, tmp_path):
   grid = tiny()
   grid.norms.layer_norm = {}
   old = json.loads((compared[0] / "grid.json").read_text())
-  comparison.write_json(tmp_path / "grid.json", old)
+  workdirs.write_json(tmp_path / "grid.json", old)
   comparison.claim(tmp_path, grid.to_dict())
   assert "layer_norm" in json.loads((tmp_path / "grid.json").read_text())["norms"]
 
@@ -175,7 +175,7 @@ def test_a_rate_that_diverges_is_not_chosen(tmp_path):
   for lr, diverged, error in ((1e-2, True, 0.1), (1e-4, False, 0.9)):
     run = compare.Run("none", 16, lr, 0)
     result = {"diverged": diverged, "validation_error": [0.0, error]}
-    comparison.write_json(tmp_path / "runs" / run.file, result)
+    workdirs.write_json(tmp_path / "runs" / run.file, result)
   assert compare.chosen_rate(tiny(), tmp_path, "none", 0) == 1e-4
 
 
