@@ -405,14 +405,21 @@ def test_checkpoint_brings_every_variable_back(tmp_path):
 
 @pytest.mark.parametrize("name", ROWS)
 def test_batch_sharded_over_eight_devices_equals_one_device(name):
-  x, run, params, rest, unsharded = plain(name)
-  mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
-  x = jax.device_put(x, NamedSharding(mesh, PartitionSpec("data")))
-  params, rest = jax.device_put((params, rest), NamedSharding(mesh, PartitionSpec()))
-  sharded = run(params, rest, x)
+  row = ROWS[name]
+  # In float64, as sums over devices round otherwise; state keeps its float32.
+  with jax.enable_x64(True):
+    x = draw(row.shape(N), seed=2, dtype=jnp.float64)
+    run, params, rest = evaluator(row, row.build(**row.wide))
+    params = jax.tree.map(lambda v: v.astype(jnp.float64), params)
+    unsharded = run(params, rest, x)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    x = jax.device_put(x, NamedSharding(mesh, PartitionSpec("data")))
+    params, rest = jax.device_put((params, rest), NamedSharding(mesh, PartitionSpec()))
+    sharded = run(params, rest, x)
   assert len(sharded[0].sharding.device_set) == 8
   assert not sharded[0].sharding.is_fully_replicated
-  assert_close(sharded, unsharded, rtol=2e-6)
+  assert_close(sharded[:2], unsharded[:2], rtol=1e-10)
+  assert_close(sharded[2], unsharded[2], rtol=2e-6)
 
 
 @pytest.mark.parametrize("name", ROWS)
