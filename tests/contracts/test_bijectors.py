@@ -1,10 +1,8 @@
 """What every bijector promises, one row per public class of `normjax.flows`."""
 
-import dataclasses
 import functools
 import inspect
 import re
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -13,109 +11,10 @@ import pytest
 from flax import nnx
 
 from normjax import flows
-from tests.flows.affine_coupling import alternating_orders, random_coupling
+from tests.contracts.bijectors import BATCH, ROWS
 
-BATCH = 3
 # Bases to derive from: they can't be constructed.
 ABSTRACT = {"Bijector", "Coupling"}
-
-
-def _real(seed, shape):
-  return np.random.default_rng(seed).standard_normal(shape)
-
-
-def _unit(seed, shape):
-  return np.random.default_rng(seed).uniform(0.02, 0.98, shape)
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-  """One bijector: `make(rngs)`, what goes in, and what must be refused."""
-
-  make: Callable
-  shape: tuple[int, ...]
-  bad_shapes: tuple[tuple[int, ...], ...]
-  data: Callable = _real
-  latents: Callable = _real
-  cond: Callable | None = None  # cond(seed) of BATCH examples
-  bad_conds: tuple = ()  # of BATCH examples
-  jacobian: Callable = jax.jacfwd
-
-
-def _coupling(rngs):
-  return random_coupling(rngs, jnp.arange(4), cond_dim=2)
-
-
-def _scan(memory):
-  def make(rngs):
-    layer = lambda rngs, order: random_coupling(rngs, order, cond_dim=2)
-    return flows.Scan(layer, 3, alternating_orders(4, 3), memory=memory, rngs=rngs)
-
-  return make
-
-
-def _jet(**options):
-  return lambda rngs: flows.Jet(
-    (4, 4, 2), depth=3, block_depth=1, emb_dim=8, num_heads=2, patch_size=2, rngs=rngs, **options
-  )
-
-
-_CONTEXT = lambda seed: jnp.asarray(_real(seed, (BATCH, 2)), jnp.float32)
-_BAD_CONTEXTS = (None, jnp.zeros((BATCH, 3)), jnp.zeros((BATCH - 1, 2)))
-_FLAT = dict(shape=(4,), bad_shapes=((BATCH, 3), (BATCH, 1, 4), (4,)))
-_FLAT_COND = dict(**_FLAT, cond=_CONTEXT, bad_conds=_BAD_CONTEXTS)
-_IMAGE = dict(shape=(4, 4, 2), bad_shapes=((BATCH, 4, 2, 4), (BATCH, 4, 4, 1), (4, 4, 2)))
-
-ROWS = {
-  "Chain": Row(
-    lambda rngs: flows.Chain([
-      _coupling(rngs),
-      flows.ElementwiseAffine(jnp.arange(4.0), 2.0),
-      flows.Inverted(_coupling(rngs)),
-    ]),
-    **_FLAT_COND,
-  ),
-  "Chain/empty": Row(lambda rngs: flows.Chain([]), shape=(2, 3), bad_shapes=((), (0, 2, 3))),
-  "ElementwiseAffine": Row(
-    lambda rngs: flows.ElementwiseAffine([[0.5, -1.0], [2.0, 0.0]], [[2.0, -3.0], [0.1, 1]]),
-    shape=(2, 2),
-    bad_shapes=((BATCH, 2), (BATCH, 4), (BATCH, 2, 1), (2, 2)),
-  ),
-  "ElementwiseAffine/scalars": Row(
-    lambda rngs: flows.ElementwiseAffine(0.5, -2.0), shape=(2, 2), bad_shapes=((), (0, 2, 2))
-  ),
-  "Inverted": Row(
-    lambda rngs: flows.Inverted(_coupling(rngs)), **_FLAT_COND
-  ),
-  "Inverted/logit": Row(
-    lambda rngs: flows.Inverted(flows.Logit(0.05)),
-    shape=(5,),
-    bad_shapes=((), (0, 5)),
-    latents=_unit,
-  ),
-  "Jet": Row(
-    _jet(cond_dim=3),
-    **_IMAGE,
-    cond=lambda seed: jnp.asarray(_real(seed, (BATCH, 2, 3)), jnp.float32),
-    bad_conds=(None, jnp.zeros((BATCH, 2, 4)), jnp.zeros((BATCH, 3)), jnp.zeros((1, 2, 3))),
-  ),
-  "Jet/reversible": Row(
-    _jet(num_classes=5, memory="reversible"),
-    **_IMAGE,
-    cond=lambda seed: (jnp.arange(BATCH) + seed) % 5,
-    bad_conds=(jnp.zeros((BATCH,)), jnp.zeros((BATCH, 1), int), jnp.zeros((1,), int)),
-    jacobian=jax.jacrev,  # a backward pass of its own: reverse mode only
-  ),
-  "Logit": Row(
-    lambda rngs: flows.Logit(0.05), shape=(2, 3), bad_shapes=((), (0, 2, 3)), data=_unit
-  ),
-  "Logit/no squeeze": Row(
-    lambda rngs: flows.Logit(0.0), shape=(6,), bad_shapes=((), (0, 6)), data=_unit
-  ),
-  "Scan": Row(_scan("store"), **_FLAT_COND),
-  "Scan/remat": Row(_scan("remat"), **_FLAT_COND),
-  "Scan/reversible": Row(_scan("reversible"), **_FLAT_COND, jacobian=jax.jacrev),
-}  # fmt: skip
 
 
 def _public_bijectors():
@@ -154,7 +53,8 @@ def _made(name, dtype_name="float32"):
 def _inputs(row, dtype=jnp.float32):
   """Return data, latents and cond."""
   x = jnp.asarray(row.data(2, (BATCH, *row.shape)), dtype)
-  z = jnp.asarray(row.latents(3, (BATCH, *row.shape)), dtype)
+  latent_shape = row.shape if row.latent_shape is None else row.latent_shape
+  z = jnp.asarray(row.latents(3, (BATCH, *latent_shape)), dtype)
   return x, z, None if row.cond is None else _as(row.cond(1), dtype)
 
 
@@ -273,6 +173,7 @@ def test_bad_shapes_are_refused(name):
   for shape in row.bad_shapes:
     with pytest.raises(ValueError, match="must have shape"):
       bijector.forward(jnp.full(shape, 0.5), cond)
+  for shape in row.bad_shapes if row.bad_latents is None else row.bad_latents:
     with pytest.raises(ValueError, match="must have shape"):
       bijector.inverse(jnp.full(shape, 0.5), cond)
 
