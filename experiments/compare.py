@@ -4,10 +4,11 @@
 
 For each norm and batch size the first seed runs at every learning rate; the one with the least
 error on validation examples, which are taken out of the training set, is run with all seeds and
-scored on the test set. The training step is that of `experiments.train`; here the steps between
-two points of a curve are one compiled loop over data on the device. Each finished run is a file in
-OUT/runs; the same command does what is missing, runs that failed included. A run whose loss is not
-finite has diverged: it is part of the table, and its rate is chosen only if all diverge.
+scored on the test set. A norm may stand in a grid several times, with other options, as NAME/WORD.
+The training step is that of `experiments.train`; here the steps between two points of a curve are
+one compiled loop over data on the device. Each finished run is a file in OUT/runs; the same command
+does what is missing, runs that failed included. A run whose loss is not finite has diverged: it is
+part of the table, and its rate is chosen only if all diverge.
 """
 
 import json
@@ -42,7 +43,11 @@ class Run(NamedTuple):
   @property
   def file(self) -> str:
     """The name of its file."""
-    return f"{self.norm}-b{self.batch_size}-lr{self.lr:g}-s{self.seed}.json"
+    return f"{_stem(self.norm, self.batch_size)}-lr{self.lr:g}-s{self.seed}.json"
+
+
+def _stem(norm: str, batch_size: int) -> str:
+  return f"{norm.replace('/', '-')}-b{batch_size}"
 
 
 def compare(grid: ConfigDict, out: str, workers: int = 2) -> list[dict]:
@@ -165,7 +170,7 @@ def results(grid: ConfigDict, folder: Path) -> list[dict]:
   found = []
   for i, size in enumerate(grid.batch_sizes):
     for norm in grid.norms:
-      paths = sorted((folder / "runs").glob(f"{norm}-b{size}-lr*.json"))
+      paths = sorted((folder / "runs").glob(f"{_stem(norm, size)}-lr*.json"))
       read = [json.loads(path.read_text()) for path in paths]
       failed = [r["failed"] for r in read if "failed" in r]
       complete = not failed and not missing(grid, folder, norm, i)
@@ -184,8 +189,9 @@ def pair_config(grid: ConfigDict, norm: str, i: int) -> ConfigDict:
   warmups = grid.warmups.get(norm, {}).items()
   options = {option: int(share * grid.steps[i]) for option, share in warmups}
   with config.unlocked():
-    config.norm = {"name": norm, "options": {**grid.norms[norm].to_dict(), **options}}
-    if norm == "none":
+    name = norm.partition("/")[0]
+    config.norm = {"name": name, "options": {**grid.norms[norm].to_dict(), **options}}
+    if name == "none":
       config.norm.name = None
   config.update(batch_size=grid.batch_sizes[i], total_steps=grid.steps[i])
   return config

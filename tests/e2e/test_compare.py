@@ -36,7 +36,7 @@ class Unwilling(nnx.Module):
 def tiny():
   grid = norms_grid.get_config("tiny")
   grid.config.model.name = "mlp"
-  grid.norms = {"batch_norm": {"decay": 0.5}, "exploding": {}, "none": {}, "unwilling": {}}
+  grid.norms = {"batch_norm/fast": {"decay": 0.5}, "exploding": {}, "none": {}, "unwilling": {}}
   grid.batch_sizes, grid.steps = (16,), (4,)
   return grid
 
@@ -68,7 +68,7 @@ def chosen(folder, norm):
 
 def test_no_norm_is_missing_from_the_shipped_grid():
   shipped = norms_grid.get_config().norms
-  assert set(shipped) == set(norms.NAMES) | {"none"}
+  assert {name.partition("/")[0] for name in shipped} == set(norms.NAMES) | {"none"}
 
 
 def test_every_norm_has_a_row_with_what_became_of_it(compared):
@@ -78,9 +78,9 @@ def test_every_norm_has_a_row_with_what_became_of_it(compared):
   assert [row["norm"] for row in rows][-2:] == ["exploding", "unwilling"]
   assert cells["exploding"]["diverged"] == 2
   assert "test_error" not in cells["exploding"]
-  for norm in ("batch_norm", "none"):
-    lr = chosen(folder, norm)
-    errors = [read(folder, f"{norm}-b16-lr{lr:g}-s{seed}.json")["test_error"] for seed in (0, 1)]
+  for norm, stem in (("batch_norm/fast", "batch_norm-fast"), ("none", "none")):
+    lr = chosen(folder, stem)
+    errors = [read(folder, f"{stem}-b16-lr{lr:g}-s{seed}.json")["test_error"] for seed in (0, 1)]
     assert cells[norm]["lr"] == lr
     assert cells[norm]["test_error"] == pytest.approx(np.mean(errors))
     assert cells[norm]["test_error_std"] == pytest.approx(np.std(errors, ddof=1))
@@ -99,12 +99,12 @@ def test_a_run_is_that_of_the_training_script(compared, tmp_path, monkeypatch):
   folder, _ = compared
   grid, run = (
     tiny(),
-    read(compared[0], f"batch_norm-b16-lr{chosen(folder, 'batch_norm'):g}-s1.json"),
+    read(compared[0], f"batch_norm-fast-b16-lr{chosen(folder, 'batch_norm-fast'):g}-s1.json"),
   )
   arrays, load = compare.split(grid), data.load
   part = lambda name: load(name)._replace(train=arrays["train"], test=arrays["test"])
   monkeypatch.setattr(data, "load", part)
-  config = compare.pair_config(grid, "batch_norm", 0)
+  config = compare.pair_config(grid, "batch_norm/fast", 0)
   config.update(seed=1, eval_every=2, save_every=4)
   config.optimizer.lr = run["lr"]
   config.eval.update(batch_size=120, examples=120)
@@ -143,10 +143,10 @@ def test_another_grid_is_refused_and_named(compared):
   before = runs.contents(folder)
   changed = tiny()
   changed.seeds = (0, 2)
-  changed.norms.batch_norm.decay = 0.75
+  changed.norms["batch_norm/fast"].decay = 0.75
   with pytest.raises(ValueError, match="holds the runs of another grid") as error:
     compare.compare(changed, str(folder))
-  assert "norms.batch_norm.decay: 0.5 in the folder, 0.75 now" in str(error.value)
+  assert "norms.batch_norm/fast.decay: 0.5 in the folder, 0.75 now" in str(error.value)
   assert "seeds: [0, 1] in the folder, [0, 2] now" in str(error.value)
   fewer = tiny()
   del fewer.norms.none
