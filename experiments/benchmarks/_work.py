@@ -27,7 +27,8 @@ class Work:
   """Inputs, peers, the exact results in float64 and how far from them a peer may be.
 
   `passes` is how often memory of the size of x is read or written at least: the limit is that of
-  the time of `2 * x`, which makes two. `target` is the ratio to flax that we want, by allocator.
+  the time of `2 * x`, which makes two. `base` is the peer that ours is compared with, `target` the
+  ratio to it that we want, by allocator.
   """
 
   inputs: Callable[[], dict[str, np.ndarray]]
@@ -35,4 +36,5 @@ class Work:
   exact: Callable[[dict[str, np.ndarray]], list[np.ndarray]]
   passes: int
   tolerance: float = 1e-4
+  base: str = "flax"
   target: dict[str, float] = dataclasses.field(default_factory=dict)
