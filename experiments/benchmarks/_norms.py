@@ -12,6 +12,9 @@ from flax import nnx
 from experiments.benchmarks._work import Peer, Work
 from normjax import norms
 
+# Those whose layers need no state threaded through.
+_EQUINOX = {"layer_norm": "LayerNorm", "rms_norm": "RMSNorm", "group_norm": "GroupNorm"}
+
 
 def _inputs(shape: tuple[int, ...], mean: float = 0.0) -> dict[str, np.ndarray]:
   rng = np.random.default_rng(0)
@@ -89,6 +92,50 @@ def _torch(name: str, backward: bool, **options: Any) -> Peer:
   return Peer(make, lambda out: out, read)
 
 
+def _equinox(name: str, backward: bool) -> Peer:
+  """Return a layer of `equinox.nn`, vmapped; images are moved to channels first."""
+  image = name == "GroupNorm"
+
+  def make(inputs: dict[str, np.ndarray]) -> Any:
+    eqx = importlib.import_module("equinox")
+    place = (lambda a: np.moveaxis(a, -1, 1)) if image else (lambda a: a)
+    x, ct = (jax.device_put(np.ascontiguousarray(place(inputs[k]))) for k in ("x", "ct"))
+    c = inputs["x"].shape[-1]
+    affine = {"weight": jnp.asarray(inputs["scale"]), "bias": jnp.asarray(inputs["bias"])}
+    if image:
+      layer = eqx.nn.GroupNorm(32, c, 1e-5)
+    elif name == "RMSNorm":
+      layer = eqx.nn.RMSNorm(c, 1e-5, use_bias=False)
+      affine.pop("bias")
+    else:
+      layer = eqx.nn.LayerNorm(c, 1e-5)
+
+    names = list(affine)
+
+    def forward(affine: Any, x: Any) -> Any:
+      values = [affine[n] for n in names]
+      run = eqx.tree_at(lambda t: [getattr(t, n) for n in names], layer, values)
+      for _ in range(1 if image else x.ndim - 1):
+        run = jax.vmap(run)
+      return run(x)
+
+    @jax.jit
+    def step(affine: Any, x: Any, ct: Any) -> Any:
+      if not backward:
+        return [forward(affine, x)]
+      y, vjp = jax.vjp(forward, affine, x)
+      daffine, dx = vjp(ct)
+      return [y, dx, *(daffine[n] for n in names)]
+
+    return lambda: step(affine, x, ct)
+
+  def read(out: Any) -> list[np.ndarray]:
+    arrays = [np.asarray(v) for v in out]
+    return [np.moveaxis(a, 1, -1) if image and a.ndim > 1 else a for a in arrays]
+
+  return Peer(make, jax.block_until_ready, read)
+
+
 def _exact(statistics_axes: Any, epsilon: float, center: bool, bias: bool, backward: bool) -> Any:
   """Return the formula in float64, differentiated by hand."""
 
@@ -142,6 +189,8 @@ def _work(shape, ours, flax, torch, exact, target, *, backward, mean=0.0, passes
   if torch is not None:
     name, options = torch
     peers["torch"] = _torch(name, backward, **options)
+    if name in _EQUINOX:
+      peers["equinox"] = _equinox(_EQUINOX[name], backward)
   return Work(
     functools.partial(_inputs, shape, mean), peers,
     _exact(groups, epsilon, center, bias, backward),
