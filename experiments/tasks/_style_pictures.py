@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 from matplotlib import colormaps
 
@@ -40,7 +41,8 @@ def colour_transfers(photos: Dataset, path: Path) -> Path:
   """
   content, style = (_apart(part["image"]) for part in (photos.test, photos.train))
   n, m, shape = len(content), len(style), content.shape[1:]
-  pairs = norms.adaptive_instance_norm(np.repeat(content, m, 0), np.tile(style, (n, 1, 1, 1)))
+  contents, styles = np.repeat(content, m, 0), np.tile(style, (n, 1, 1, 1))
+  pairs = norms.adaptive_instance_norm(jnp.asarray(contents), jnp.asarray(styles))
   grid = np.ones((n + 1, m + 1, *shape), np.float32)
   grid[0, 1:], grid[1:, 0] = style, content
   grid[1:, 1:] = np.asarray(pairs).reshape(n, m, *shape)
@@ -51,7 +53,7 @@ def _apart(images: np.ndarray) -> np.ndarray:
   """Return a few images on [0, 1], far apart in the set: neighbours come from one photo."""
   count = min(_PHOTOS, len(images))
   middle = (2 * np.arange(count) + 1) * len(images) // (2 * count)
-  return np.float32(images[middle]) / 255
+  return images[middle].astype(np.float32) / 255
 
 
 def _levels(x: np.ndarray) -> np.ndarray:
