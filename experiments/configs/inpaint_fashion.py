@@ -1,4 +1,7 @@
-"""Inpainting with Region Normalization on Fashion-MNIST, 28x28 grey images."""
+"""Inpainting with Region Normalization on Fashion-MNIST, 28x28 grey images.
+
+Not measured at full length.
+"""
 
 from experiments.configs.common import inpainting_config
 

@@ -91,17 +91,12 @@ def test_a_layout_at_the_input_reaches_no_norm(norm):
     3, 1, widths=(4, 4), hidden_features=3, norm=norm, condition=condition, upsample=False,
     rngs=nnx.Rngs(0),
   )  # fmt: skip
-  plain, spade = make("input"), make("spade")
+  plain = make("input")
+  assert norms.SPADE in {type(module) for _, module in nnx.iter_modules(make("spade"))}
   labels = jnp.asarray(RNG.integers(0, 3, (2, 3, 5)))  # No doubling has to divide the size.
   image = run(plain, labels, use_running_average=False)
   assert image.shape == (2, 3, 5, 1)
   assert not np.allclose(image, run(plain, (labels + 1) % 3, use_running_average=False))
-  # One label everywhere is washed away (where no padding reaches), by norms that do not see it.
-  wide = jnp.arange(2).reshape(2, 1, 1) * jnp.ones((2, 19, 19), int)
-  if norm == "instance":
-    images = [run(generator, wide)[:, 9, 9] for generator in (plain, spade)]
-    washed, kept = (float(jnp.max(jnp.abs(y[0] - y[1]))) for y in images)
-    assert kept > 10 * washed
   kinds = {type(module) for _, module in nnx.iter_modules(plain)}
   assert norms.SPADE not in kinds
   assert {"instance": norms.InstanceNorm, "batch": norms.BatchNorm}[norm] in kinds
