@@ -79,3 +79,41 @@ def classification_config() -> ConfigDict:
   config.optimizer.lr = 1e-3
   config.optimizer.b2 = 0.99
   return config.copy_and_resolve_references()
+
+
+def inpainting_config() -> ConfigDict:
+  """Return the defaults of an inpainting generator; an experiment file overrides its own."""
+  config = common_config()
+  config.task = "inpainting"
+  # Arguments of normjax.models.InpaintingGenerator.
+  config.model = ConfigDict({"features": 8, "num_blocks": 4, "threshold": 0.8})
+  # "region" for the paper's norms, or a key of normjax.norms.NAMES and its options.
+  config.norm = ConfigDict()
+  config.norm.name = placeholder(str)
+  config.norm.name = "region"
+  config.norm.options = ConfigDict()
+  # Sides of the rectangular holes in pixels; the seed draws those of held-out images.
+  config.hole = ConfigDict({"min_side": 8, "max_side": 16, "seed": 0})
+  config.loss = ConfigDict({"hole": 1.0, "rest": 0.2})
+  config.optimizer.lr = 1e-3
+  config.optimizer.b2 = 0.99
+  return config.copy_and_resolve_references()
+
+
+def style_config() -> ConfigDict:
+  """Return the defaults of images from layouts; an experiment file overrides its own."""
+  config = common_config()
+  config.task = "style"
+  # Arguments of normjax.models.SPADEGenerator. condition="input" is the same network with instance
+  # norms that do not see the layout. Without doublings its first convolution sees all of the
+  # layout, so that the two differ in their norms only.
+  config.model = ConfigDict(
+    {"widths": (16, 16, 16), "hidden_features": 16, "condition": "spade", "upsample": False}
+  )
+  config.threshold = 0.5  # brightness from which a pixel carries the label of its class
+  # Colour photos for the picture of AdaIN.
+  options = {"photos": "bundled", "size": 96, "stride": 96, "long_side": 256}
+  config.colours = ConfigDict({"name": "natural_patches", "options": options})
+  config.optimizer.lr = 1e-3
+  config.optimizer.b2 = 0.99
+  return config.copy_and_resolve_references()

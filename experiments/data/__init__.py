@@ -2,7 +2,8 @@
 
 `load(name)` gives a `Dataset`. "digits", "generated" and "natural_patches" with photos="bundled"
 are always there; "fashion_mnist" and all of "natural_patches" are fetched once, with
-`python -m experiments.data.fetch NAME`; "image_folder" reads your own.
+`python -m experiments.data.fetch NAME`; "fashion_m" is made of those two; "image_folder" reads your
+own.
 """
 
 import inspect
@@ -10,6 +11,7 @@ import inspect
 from experiments.data._batches import batches
 from experiments.data._dataset import Dataset
 from experiments.data._digits import digits
+from experiments.data._fashion_m import fashion_m
 from experiments.data._fashion_mnist import fashion_mnist
 from experiments.data._generated import generated
 from experiments.data._image_folder import image_folder
@@ -18,6 +20,7 @@ from experiments.data._natural_patches import natural_patches
 
 LOADERS = {
   "digits": digits,
+  "fashion_m": fashion_m,
   "fashion_mnist": fashion_mnist,
   "generated": generated,
   "image_folder": image_folder,
@@ -58,6 +61,7 @@ __all__ = [
   "Dataset",
   "batches",
   "digits",
+  "fashion_m",
   "fashion_mnist",
   "generated",
   "image_folder",

@@ -19,9 +19,16 @@ from experiments import data
 from experiments.tasks._classification import Classification
 from experiments.tasks._density import Density
 from experiments.tasks._density_pictures import interpolations, reconstructions, spherical
+from experiments.tasks._inpainting import Inpainting
 from experiments.tasks._scoring import score_all, spread
+from experiments.tasks._style import Style
 
-TASKS = {"classification": Classification, "density": Density}
+TASKS = {
+  "classification": Classification,
+  "density": Density,
+  "inpainting": Inpainting,
+  "style": Style,
+}
 
 
 def make(config: ConfigDict):
@@ -49,6 +56,8 @@ __all__ = [
   "TASKS",
   "Classification",
   "Density",
+  "Inpainting",
+  "Style",
   "chosen",
   "interpolations",
   "make",

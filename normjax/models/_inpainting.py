@@ -2,9 +2,11 @@
 
 The encoder knows where the hole is and normalizes with that mask (RN-B); features of later layers
 mix both regions, and there the layers find regions themselves (RN-L). The hole goes in as ones.
+Any other norm can stand at all these places, which shows what the region norms are worth.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +15,12 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from normjax.blocks import Repeat
+from normjax.models._norm import Unconditioned, make_norm
 from normjax.norms import LearnableRegionNorm, RegionNorm
 
 
 class _DilatedBlock(nnx.Module):
-  """Adds two convolutions, the first dilated, each before a learned region norm."""
+  """Adds two convolutions, the first dilated, each before a norm that sees no mask."""
 
   def __init__(self, features: int, make_norm, convolution, rngs: nnx.Rngs):
     make = functools.partial(convolution, features, features, (3, 3), rngs=rngs)
@@ -30,7 +33,7 @@ class _DilatedBlock(nnx.Module):
 
 
 class InpaintingGenerator(nnx.Module):
-  """Fills the holes of images, with region norms from end to end.
+  """Fills the holes of images, with region norms from end to end or with another norm.
 
   conv7, conv4 and conv4 of stride 2, each with RN-B and ReLU; residual blocks of a dilated conv3
   and a conv3 with RN-L; two conv3 with pixel shuffle, RN-L and ReLU; conv7 and (tanh + 1) / 2:
@@ -40,14 +43,18 @@ class InpaintingGenerator(nnx.Module):
     image_features: c.
     features: channels of the first convolution; the next two double them.
     num_blocks: residual blocks.
+    norm: "region" for RN-B and RN-L, or a key of `normjax.norms.NAMES` for one norm at all places,
+      which knows nothing of the hole; None: no norm.
+    norm_options: further arguments of that other norm.
     threshold: importance from which RN-L takes a pixel for foreground.
     dtype: dtype of the convolutions; None promotes input and parameters.
-    param_dtype: dtype of the parameters.
+    param_dtype: dtype of the parameters; another norm than "region" has it among its options.
     rngs: source of the parameters' keys.
 
   Raises:
-    ValueError: if num_blocks < 1, images are not (b, h, w, c) with sides that are multiples of 4
-      and at least 12, or the mask is not boolean of shape (b, h, w, 1).
+    ValueError: if num_blocks < 1, there is no such norm or option, images are not (b, h, w, c) with
+      sides that are multiples of 4 and at least 12, or the mask is not boolean of shape
+      (b, h, w, 1).
 
   Reference:
     Yu et al., "Region Normalization for Image Inpainting", 2020, arXiv 1911.10375.
@@ -64,6 +71,8 @@ class InpaintingGenerator(nnx.Module):
     *,
     features: int = 64,
     num_blocks: int = 8,
+    norm: str | None = "region",
+    norm_options: dict[str, Any] | None = None,
     threshold: float = 0.8,
     dtype: DTypeLike | None = None,
     param_dtype: DTypeLike = jnp.float32,
@@ -73,8 +82,14 @@ class InpaintingGenerator(nnx.Module):
     convolution = functools.partial(
       nnx.Conv, padding="REFLECT", dtype=dtype, param_dtype=param_dtype
     )
-    basic = functools.partial(RegionNorm, param_dtype=param_dtype, rngs=rngs)
-    learned = functools.partial(LearnableRegionNorm, threshold=threshold, param_dtype=param_dtype)
+    if norm == "region":
+      if norm_options:
+        raise ValueError(f'norm_options must be empty with norm="region", got {norm_options!r}')
+      masked = functools.partial(RegionNorm, param_dtype=param_dtype, rngs=rngs)
+      plain = functools.partial(LearnableRegionNorm, threshold=threshold, param_dtype=param_dtype)
+    else:
+      plain = lambda width, rngs: make_norm(norm, width, norm_options, rngs)
+      masked = lambda width: Unconditioned(plain(width, rngs=rngs))
     half = functools.partial(
       convolution, kernel_size=(4, 4), strides=2, padding=((1, 1), (1, 1)), rngs=rngs
     )
@@ -82,13 +97,13 @@ class InpaintingGenerator(nnx.Module):
     self.encoder = nnx.List(
       [convolution(image_features + 1, n, (7, 7), rngs=rngs), half(n, 2 * n), half(2 * n, 4 * n)]
     )
-    self.encoder_norms = nnx.List(basic(width) for width in (n, 2 * n, 4 * n))
-    make = lambda rngs: _DilatedBlock(4 * n, learned, convolution, rngs)
+    self.encoder_norms = nnx.List(masked(width) for width in (n, 2 * n, 4 * n))
+    make = lambda rngs: _DilatedBlock(4 * n, plain, convolution, rngs)
     self.blocks = Repeat(make, num_blocks, rngs=rngs)
     self.decoder = nnx.List(
       convolution(2 * width, 4 * width, (3, 3), rngs=rngs) for width in (2 * n, n)
     )
-    self.decoder_norms = nnx.List(learned(width, rngs=rngs) for width in (2 * n, n))
+    self.decoder_norms = nnx.List(plain(width, rngs=rngs) for width in (2 * n, n))
     self.head = convolution(n, image_features, (7, 7), rngs=rngs)
 
   def __call__(

@@ -25,6 +25,22 @@ def make_norm(
   return norms.make(name, num_features, rngs=rngs, **(options or {}))
 
 
+class Unconditioned(nnx.Module):
+  """Applies a norm where others take a mask or a layout as well, which this one ignores."""
+
+  def __init__(self, norm: Callable[..., Array]):
+    self.norm = norm
+
+  def __call__(
+    self, x: Float[Array, "..."], condition: Any, use_running_average: bool | None = None
+  ) -> Float[Array, "..."]:
+    """Return the norm of `x`; only norms with running statistics have a mode."""
+    del condition
+    if use_running_average is None or not hasattr(self.norm, "use_running_average"):
+      return self.norm(x)
+    return self.norm(x, use_running_average=use_running_average)
+
+
 def check_sizes(**sizes: int) -> None:
   """Raise unless every size is at least 1."""
   for name, size in sizes.items():

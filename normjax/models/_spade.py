@@ -15,9 +15,11 @@ from flax import nnx
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Shaped
 
-from normjax.norms import FADE, SPADE, feature_adaptive_instance_norm, nearest_resize
+from normjax.models._norm import Unconditioned
+from normjax.norms import FADE, NAMES, SPADE, feature_adaptive_instance_norm, nearest_resize
 
 Norm = Literal["instance", "batch"]
+Condition = Literal["spade", "input"]
 
 
 class _ModulatedResBlock(nnx.Module):
@@ -253,6 +255,8 @@ class SPADEGenerator(nnx.Module):
 
   The layout, at the smallest size, goes through a convolution; then come blocks with a doubling
   between any two, a leaky ReLU, a convolution and tanh: (b, h, w, k) -> (b, h, w, o) in (-1, 1).
+  Without the doublings all blocks work at the layout's size, and the first convolution sees all of
+  it: there a network that knows the layout from its input alone can be compared fairly.
 
   Args:
     num_classes: k, channels of the layout, or the number of its labels.
@@ -260,13 +264,16 @@ class SPADEGenerator(nnx.Module):
     widths: channels that enter each block, from the smallest size to the image's.
     hidden_features: channels between layout and modulation.
     norm: "instance" or "batch".
+    condition: "spade", or "input" for blocks whose norms have a scale and a bias for each channel
+      and do not see the layout.
+    upsample: whether the size doubles between blocks.
     dtype: dtype of the convolutions; None promotes input and parameters.
     param_dtype: dtype of the parameters.
     rngs: source of the parameters' keys.
 
   Raises:
-    ValueError: as `SPADEResBlock`, if there is no width, or if the doublings do not divide the size
-      of the layout.
+    ValueError: as `SPADEResBlock`, if `condition` or `norm` is another word, if there is no width,
+      or if the doublings do not divide the size of the layout.
 
   Reference:
     Park et al., "Semantic Image Synthesis with Spatially-Adaptive Normalization", 2019,
@@ -286,24 +293,40 @@ class SPADEGenerator(nnx.Module):
     widths: Sequence[int] = (64, 32, 16),
     hidden_features: int = 128,
     norm: Norm = "instance",
+    condition: Condition = "spade",
+    upsample: bool = True,
     dtype: DTypeLike | None = None,
     param_dtype: DTypeLike = jnp.float32,
     rngs: nnx.Rngs,
   ):
     if not widths:
       raise ValueError(f"widths must hold the channels of at least one block, got {widths}")
-    self.num_classes = num_classes
+    if condition not in ("spade", "input"):
+      raise ValueError(f'condition must be "spade" or "input", got {condition!r}')
+    if norm not in ("instance", "batch"):
+      raise ValueError(f'norm must be "instance" or "batch", got {norm!r}')
+    self.num_classes, self.upsample = num_classes, upsample
     convolution = functools.partial(
       nnx.Conv, kernel_size=(3, 3), dtype=dtype, param_dtype=param_dtype, rngs=rngs
     )
     self.stem = convolution(num_classes, widths[0])
+    spade = functools.partial(
+      SPADE,
+      num_classes=num_classes,
+      hidden_features=hidden_features,
+      norm=norm,
+      param_dtype=param_dtype,
+      rngs=rngs,
+    )
+    plain = lambda features: Unconditioned(
+      NAMES[f"{norm}_norm"](features, param_dtype=param_dtype, rngs=rngs)
+    )
     self.blocks = nnx.List(
-      SPADEResBlock(
+      _ModulatedResBlock(
         entering,
+        min(entering, leaving),
         leaving,
-        num_classes,
-        hidden_features=hidden_features,
-        norm=norm,
+        spade if condition == "spade" else plain,
         dtype=dtype,
         param_dtype=param_dtype,
         rngs=rngs,
@@ -321,7 +344,7 @@ class SPADEGenerator(nnx.Module):
       if segmap.ndim != 3:
         raise ValueError(f"segmap must hold labels (b, h, w), got shape {segmap.shape}")
       segmap = jax.nn.one_hot(segmap, self.num_classes)
-    size, step = segmap.shape[1:3], 2 ** (len(self.blocks) - 1)
+    size, step = segmap.shape[1:3], 2 ** (len(self.blocks) - 1) if self.upsample else 1
     if segmap.ndim != 4 or any(side % step or side < step for side in size):
       raise ValueError(
         f"segmap must have shape (b, h, w) or (b, h, w, {self.num_classes}) with h and w multiples "
@@ -329,5 +352,6 @@ class SPADEGenerator(nnx.Module):
       )
     x = self.stem(nearest_resize(segmap, [side // step for side in size]))
     for i, block in enumerate(self.blocks):
-      x = block(_doubled(x) if i else x, segmap, use_running_average)
+      x = _doubled(x) if i and self.upsample else x
+      x = block(x, segmap, use_running_average)
     return jnp.tanh(self.head(_leaky(x)))

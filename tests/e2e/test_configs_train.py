@@ -20,6 +20,7 @@ def test_tiny_modes_train(name, tmp_path):
   losses = runs.losses(workdir)
   assert len(losses) == 2
   assert all(0 < loss < 20 for loss in losses)
-  metric = {"jet": "test_bits_per_dim", "classify": "test_error"}[name.split("_")[0]]
+  metrics = {"jet": "bits_per_dim", "classify": "error", "inpaint": "hole_mse", "spade": "l1"}
+  metric = f"test_{metrics[name.split('_')[0]]}"
   assert runs.curve(workdir)[-1].keys() == {"step", metric}
   assert [p.name for p in (workdir / "checkpoints").iterdir()] == ["2"]

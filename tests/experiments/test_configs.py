@@ -21,15 +21,16 @@ def get_config(name, *mode):
 
 def test_all_experiments_are_here():
   assert {"jet_digits", "jet_fashion", "jet_imagenet64", "jet_patches"} <= set(NAMES)
-  assert {"classify_digits", "classify_fashion"} <= set(NAMES)
+  assert {"classify_digits", "classify_fashion", "classify_fashion_m"} <= set(NAMES)
+  assert {"inpaint_fashion", "inpaint_patches", "spade_digits"} <= set(NAMES)
 
 
 @pytest.mark.parametrize("mode", ["", "tiny"])
 @pytest.mark.parametrize("name", NAMES)
 def test_configs_have_the_common_keys_and_are_json(name, mode):
   config = get_config(name, mode)
-  kinds = {"density": common.density_config, "classification": common.classification_config}
-  flat, expected = ({k for k, _ in flatten(c.to_dict())} for c in (config, kinds[config.task]()))
+  kind = getattr(common, f"{config.task}_config")
+  flat, expected = ({k for k, _ in flatten(c.to_dict())} for c in (config, kind()))
   assert {k for k in flat if not k.startswith("data.options")} == expected - {"data.options"}
   json.dumps(config.to_dict())
   tiny = get_config(name, "tiny")

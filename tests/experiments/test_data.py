@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from experiments import data
-from experiments.data import _fashion_mnist, _natural_patches, _store
+from experiments.data import _fashion_m, _fashion_mnist, _natural_patches, _store
 from experiments.data._dataset import Dataset
 
 
@@ -126,6 +126,50 @@ def test_fashion_mnist_itself():
   assert set(np.bincount(dataset.train["label"])) == {6000}
   assert set(np.bincount(dataset.test["label"])) == {1000}
   assert round(dataset.train["image"].mean(), 2) == 72.94
+
+
+def test_fashion_m_takes_clothes_from_patches_of_its_part(monkeypatch, tmp_path):
+  (tmp_path / "fashion_mnist").mkdir()
+  clothes = fake_fashion_mnist(tmp_path / "fashion_mnist")
+  pin(monkeypatch, "fashion_mnist", tmp_path / "fashion_mnist")
+  # A flat patch shows by the frame around the picture which one it is.
+  patches = {"train": np.arange(7), "t10k": 100 + np.arange(5)}
+  train, test = (
+    {"image": np.tile(levels.astype(np.uint8)[:, None, None, None], (1, 32, 32, 3))}
+    for levels in patches.values()
+  )
+  stand_in = lambda photos, size: Dataset(train, test, 256, None, f"{photos} {size}")
+  monkeypatch.setattr(_fashion_m, "natural_patches", stand_in)
+  dataset = data.load("fashion_m")
+  assert_is_dataset(dataset, (32, 32, 3), 30, 20)
+  assert (dataset.num_levels, dataset.num_classes) == (256, 10)
+  for part, name in ((dataset.train, "train"), (dataset.test, "t10k")):
+    frame = part["image"][:, :1, :1].astype(int)
+    assert set(frame.ravel()) == set(patches[name])  # every patch occurs among so few
+    inside = part["image"][:, 2:30, 2:30]
+    np.testing.assert_array_equal(inside, abs(frame - clothes[name][..., None].astype(int)))
+    np.testing.assert_array_equal(part["label"], np.arange(len(frame)) % 10)
+  np.testing.assert_array_equal(data.load("fashion_m").test["image"], dataset.test["image"])
+  other = data.load("fashion_m", seed=1).train["image"]
+  assert not np.array_equal(other, dataset.train["image"])
+  few = data.load("fashion_m", num_train=4, num_test=3)
+  np.testing.assert_array_equal(few.train["image"], dataset.train["image"][:4])
+  np.testing.assert_array_equal(few.test["image"], dataset.test["image"][:3])
+  np.testing.assert_array_equal(few.test["label"], [0, 1, 2])
+  for options in ({"num_train": 0}, {"num_test": 21}):
+    with pytest.raises(ValueError, match="must be from 1 to .* or None, got"):
+      data.load("fashion_m", **options)
+
+
+def test_fashion_m_names_the_command_of_each_set(monkeypatch, tmp_path):
+  monkeypatch.setenv("NORMJAX_DATA", str(tmp_path))
+  with pytest.raises(ValueError, match="experiments.data.fetch fashion_mnist$"):
+    data.load("fashion_m")
+  (tmp_path / "fashion_mnist").mkdir()
+  fake_fashion_mnist(tmp_path / "fashion_mnist")
+  pin(monkeypatch, "fashion_mnist", tmp_path / "fashion_mnist")
+  with pytest.raises(ValueError, match="experiments.data.fetch natural_patches$"):
+    data.load("fashion_m")
 
 
 def test_natural_patches_themselves():

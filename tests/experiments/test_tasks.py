@@ -27,7 +27,10 @@ def build(task):
       {"task": "densty"},
       "config.task must be one of classification, density, .*did you mean density",
     ),
-    ({"task": "x"}, "config.task must be one of classification, density, got 'x'$"),
+    (
+      {"task": "x"},
+      "config.task must be one of classification, density, inpainting, style, got 'x'$",
+    ),
     ({"data": {"name": "digit"}}, "did you mean digits"),
   ],
 )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from normjax import models
+from normjax import models, norms
 from normjax.models._inpainting import _shuffled
 
 RNG = np.random.default_rng(0)
@@ -40,6 +40,38 @@ def test_hole_is_hidden_and_every_parameter_trained(generator):
     # A bias before a norm of each region changes nothing within it.
     before_norm = path[-1] == "bias" and path[-2] != "head"
     assert np.max(np.abs(leaf[...])) > 1e-7 or before_norm, path
+
+
+def test_another_norm_stands_at_all_places():
+  options = {"num_groups": 2}
+  make = lambda **arguments: models.InpaintingGenerator(
+    1, features=2, num_blocks=2, rngs=nnx.Rngs(0), **arguments
+  )
+  generator = make(norm="group_norm", norm_options=options)
+  kinds = [type(module) for _, module in nnx.iter_modules(generator)]
+  assert kinds.count(norms.GroupNorm) == 3 + 2 + 2  # encoder, one block for all, decoder
+  assert not {norms.RegionNorm, norms.LearnableRegionNorm} & set(kinds)
+  graphdef, params = nnx.split(generator)
+  run = jax.jit(lambda params, images: nnx.merge(graphdef, params)(images, HOLE))
+  y = run(params, IMAGES)
+  assert y.shape == IMAGES.shape
+  np.testing.assert_array_equal(run(params, jnp.where(HOLE, jnp.nan, IMAGES)), y)
+  with pytest.raises(ValueError, match="norm_options must be empty with norm=.region"):
+    make(norm_options=options)
+  with pytest.raises(ValueError, match="did you mean 'group_norm'"):
+    make(norm="groupnorm")
+
+
+def test_norms_with_running_statistics_have_their_modes():
+  generator = models.InpaintingGenerator(
+    1, features=2, num_blocks=1, norm="batch_norm", rngs=nnx.Rngs(0)
+  )
+  generator.eval()
+  graphdef, state = nnx.split(generator)
+  run = jax.jit(lambda state, x, hole: nnx.merge(graphdef, state)(x, hole))
+  # In evaluation mode an image does not depend on the others of its batch.
+  alone = run(state, IMAGES.at[1].set(0), HOLE)[0]
+  np.testing.assert_array_equal(alone, run(state, IMAGES, HOLE)[0])
 
 
 def test_pixel_shuffle_spreads_channels_over_pixels():

@@ -85,6 +85,23 @@ def test_generator_shows_the_layout_and_trains_every_parameter(generator):
   assert all(not np.array_equal(a, b) for a, b in zip(before, jax.tree.leaves(moved), strict=True))
 
 
+@pytest.mark.parametrize("norm", ["instance", "batch"])
+def test_a_layout_at_the_input_reaches_no_norm(norm):
+  make = lambda condition: models.SPADEGenerator(
+    3, 1, widths=(4, 4), hidden_features=3, norm=norm, condition=condition, upsample=False,
+    rngs=nnx.Rngs(0),
+  )  # fmt: skip
+  plain = make("input")
+  assert norms.SPADE in {type(module) for _, module in nnx.iter_modules(make("spade"))}
+  labels = jnp.asarray(RNG.integers(0, 3, (2, 3, 5)))  # No doubling has to divide the size.
+  image = run(plain, labels, use_running_average=False)
+  assert image.shape == (2, 3, 5, 1)
+  assert not np.allclose(image, run(plain, (labels + 1) % 3, use_running_average=False))
+  kinds = {type(module) for _, module in nnx.iter_modules(plain)}
+  assert norms.SPADE not in kinds
+  assert {"instance": norms.InstanceNorm, "batch": norms.BatchNorm}[norm] in kinds
+
+
 def test_bad_layouts(generator):
   with pytest.raises(ValueError, match="multiples of 2, got \\(1, 3, 4, 3\\)"):
     generator(jnp.zeros((1, 3, 4), int))
@@ -92,3 +109,7 @@ def test_bad_layouts(generator):
     generator(jnp.zeros((1, 4, 4, 3), int))
   with pytest.raises(ValueError, match="widths must hold"):
     models.SPADEGenerator(3, 1, widths=(), rngs=nnx.Rngs(0))
+  with pytest.raises(ValueError, match='condition must be "spade" or "input", got \'inputs\''):
+    models.SPADEGenerator(3, 1, condition="inputs", rngs=nnx.Rngs(0))
+  with pytest.raises(ValueError, match='norm must be "instance" or "batch", got \'layer\''):
+    models.SPADEGenerator(3, 1, norm="layer", condition="input", rngs=nnx.Rngs(0))
