@@ -11,7 +11,8 @@ from jax.sharding import AxisType, PartitionSpec
 from jax.test_util import check_grads
 
 from normjax.norms import LayerNorm, RMSNorm
-from normjax.norms._rows import standardize_rows
+from normjax.norms._standardize import standardize
+from normjax.norms._statistics import Reduction
 
 RNG = np.random.default_rng(0)
 X, SCALE, BIAS, WEIGHT = (RNG.normal(size=s) for s in ((3, 2, 5), 5, 5, (3, 2, 5)))
@@ -25,7 +26,8 @@ def functions(center, gain, shift):
   def fast(x, *affine):
     left = iter(affine)
     scale, bias = (next(left) if there else None for there in present)
-    return standardize_rows(x, scale, bias, epsilon=EPSILON, center=center, dtype=x.dtype)
+    reduction = Reduction((x.ndim - 1,), x.shape)
+    return standardize(x, scale, bias, reduction, epsilon=EPSILON, center=center, dtype=x.dtype)[0]
 
   def plain(x, *affine):
     left = iter(affine)
