@@ -20,6 +20,7 @@ from normjax.norms._arguments import (
   as_position_mask,
   check_decay,
   check_epsilon,
+  floating_dtype,
   prepare,
   statistics_dtype,
 )
@@ -32,6 +33,7 @@ from normjax.norms._running import (
   moved,
   per_channel,
 )
+from normjax.norms._standardize import can_standardize, standardize
 from normjax.norms._statistics import Reduction, finite_or_zero, moments
 
 
@@ -96,23 +98,36 @@ def batch_norm(
     >>> print(y.ravel().round(3), mean.round(3), var.round(3))
     [-1.  1.] [0.2] [1.1]
   """
-  x, _ = prepare(x, -1, epsilon)
+  x, channel = prepare(x, -1, epsilon)
   c = x.shape[-1]
   check_decay(decay)
   _check_options(var_estimator, masked_output)
   state = (jnp.zeros(c), jnp.ones(c)) if state is None else state
   check_state(state, "mean, var", (c,))
   mask = as_position_mask(mask, x.shape)
-  wide = finite_or_zero(x.astype(statistics_dtype(x)), mask)
+  dtype = x.dtype if dtype is None else floating_dtype(dtype, "dtype")
   if use_running_average:
-    centered, var = wide - per_channel(state[0], wide), per_channel(state[1], wide)
+    wide = finite_or_zero(x.astype(statistics_dtype(x)), mask)
+    mean, var = (per_channel(v, wide) for v in state)
+    y = apply_affine((wide - mean) * jax.lax.rsqrt(var + epsilon), scale, bias, channel, dtype)
   else:
     check_batch(x, allow_single, axis_name)
-    centered, var, state = _batch_moments(
-      wide, state, mask, axis_name, ghost_batch_size, decay, var_estimator
-    )
-  y = (centered * jax.lax.rsqrt(var + epsilon)).reshape(x.shape)
-  y = apply_affine(y, scale, bias, (x.ndim - 1,), x.dtype if dtype is None else dtype)
+    groups = _num_groups(x.shape, ghost_batch_size, axis_name)
+    split = x.reshape(groups, -1, *x.shape[1:])  # (g * b, ..., c) -> (g, b, ..., c)
+    shared = None if mask is None else jnp.broadcast_to(mask, (x.shape[0], *mask.shape[1:]))
+    shared = None if shared is None else shared.reshape(groups, -1, *shared.shape[1:])
+    reduction = Reduction(tuple(range(1, x.ndim)), split.shape, shared, axis_name)
+    if can_standardize(split, reduction, scale, bias):
+      y, (shift, mean, var) = standardize(
+        split, scale, bias, reduction, epsilon=epsilon, dtype=dtype
+      )
+      y, mean = y.reshape(x.shape), shift + mean
+      state = _moved(state, mean, var, reduction, decay, var_estimator)
+    else:
+      wide = finite_or_zero(split.astype(statistics_dtype(x)), shared)
+      centered, var, state = _masked_moments(wide, state, reduction, decay, var_estimator)
+      y = (centered * jax.lax.rsqrt(var + epsilon)).reshape(x.shape)
+      y = apply_affine(y, scale, bias, channel, dtype)
   if mask is not None and masked_output == "zero":
     y = jnp.where(mask, y, jnp.zeros_like(y))
   return y, state
@@ -125,35 +140,42 @@ def _check_options(var_estimator: str, masked_output: str) -> None:
     raise ValueError(f"masked_output must be 'keep' or 'zero', got {masked_output!r}")
 
 
-def _batch_moments(
-  x: Float[Array, "..."],
+def _moved(
   state: Moments,
-  mask: Bool[Array, "..."] | None,
-  axis_name: str | None,
-  ghost_batch_size: int | None,
+  mean: Float[Array, "..."],
+  var: Float[Array, "..."],
+  reduction: Reduction,
   decay: float,
   var_estimator: str,
-) -> tuple[Float[Array, "..."], Float[Array, "..."], Moments]:
-  """Returns the deviations (groups, batch, ..., c), their variance and the new state."""
-  groups = _num_groups(x.shape, ghost_batch_size, axis_name)
-  split = lambda v: v.reshape(groups, -1, *v.shape[1:])  # (g * b, ..., c) -> (g, b, ..., c)
-  x = split(x)
-  if mask is not None:
-    mask = split(jnp.broadcast_to(mask, (groups * x.shape[1], *mask.shape[1:])))
-  reduction = Reduction(tuple(range(1, x.ndim - 1)), x.shape, mask, axis_name)
-  centered, mean, var = moments(x, reduction)
-  n = jnp.broadcast_to(reduction.count(x.dtype), mean.shape)  # (g, 1, ..., c)
+) -> Moments:
+  """Returns the state after a batch with moments (groups, 1, ..., c)."""
+  n = jnp.broadcast_to(reduction.count(mean.dtype), mean.shape)
   filled = n > 0
   factor = n / jnp.maximum(n - 1, 1) if var_estimator == "unbiased" else jnp.ones_like(n)
   weight = filled / jnp.maximum(jnp.sum(filled, 0, keepdims=True), 1)
   over_groups = lambda v: jnp.sum(v * weight, 0).reshape(-1)
   new = [moved(o, over_groups(v), decay) for o, v in zip(state, (mean, var * factor), strict=True)]
-  if mask is not None:
+  if reduction.mask is not None:
+    new = [jnp.where(jnp.any(filled), v, o) for o, v in zip(state, new, strict=True)]
+  return new[0], new[1]
+
+
+def _masked_moments(
+  x: Float[Array, "..."],
+  state: Moments,
+  reduction: Reduction,
+  decay: float,
+  var_estimator: str,
+) -> tuple[Float[Array, "..."], Float[Array, "..."], Moments]:
+  """Returns the deviations (groups, batch, ..., c), their variance and the new state."""
+  centered, mean, var = moments(x, reduction)
+  new = _moved(state, mean, var, reduction, decay, var_estimator)
+  if reduction.mask is not None:
+    filled = reduction.count(x.dtype) > 0
     old_mean, old_var = (per_channel(v, x) for v in state)
     centered = jnp.where(filled, centered, x - old_mean)
     var = jnp.where(filled, var, old_var)
-    new = [jnp.where(jnp.any(filled), v, o) for o, v in zip(state, new, strict=True)]
-  return centered, var, (new[0], new[1])
+  return centered, var, new
 
 
 def _num_groups(shape: tuple[int, ...], ghost_batch_size: int | None, axis_name: str | None) -> int:

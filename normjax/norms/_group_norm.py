@@ -13,7 +13,14 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from normjax.norms._affine import apply_affine, check_features, make_param, matching, value_or
-from normjax.norms._arguments import as_position_mask, check_epsilon, prepare, statistics_dtype
+from normjax.norms._arguments import (
+  as_position_mask,
+  check_epsilon,
+  floating_dtype,
+  prepare,
+  statistics_dtype,
+)
+from normjax.norms._standardize import can_standardize, standardize
 from normjax.norms._statistics import Reduction, centered, finite_or_zero
 
 _NUM_GROUPS = 32
@@ -68,13 +75,28 @@ def group_norm(
   check_examples(x)
   groups = _resolve(x.shape[-1], num_groups, group_size)
   mask = as_position_mask(mask, x.shape)
-  wide = finite_or_zero(x.astype(statistics_dtype(x)), mask)
-  split = wide.reshape(*x.shape[:-1], groups, -1)
-  axes = (*range(1, x.ndim - 1), x.ndim)
-  reduction = Reduction(axes, split.shape, None if mask is None else mask[..., None], axis_name)
-  deviations, variance = centered(split, reduction)
-  y = (deviations * jax.lax.rsqrt(variance + epsilon)).reshape(x.shape)
-  return apply_affine(y, scale, bias, (x.ndim - 1,), x.dtype if dtype is None else dtype)
+  positions = tuple(range(1, x.ndim - 1))
+  reduction = Reduction(positions, x.shape, mask, axis_name, x.shape[-1] // groups)
+  return normalize_channels(x, scale, bias, reduction, epsilon=epsilon, dtype=dtype)
+
+
+def normalize_channels(
+  x: Float[Array, "batch *space c"],
+  scale: ArrayLike | None,
+  bias: ArrayLike | None,
+  reduction: Reduction,
+  *,
+  epsilon: float,
+  dtype: DTypeLike | None,
+) -> Float[Array, "batch *space c"]:
+  """Returns `(x - mean) / sqrt(var + epsilon) * scale + bias`, channels last."""
+  dtype = x.dtype if dtype is None else floating_dtype(dtype, "dtype")
+  if can_standardize(x, reduction, scale, bias):
+    return standardize(x, scale, bias, reduction, epsilon=epsilon, dtype=dtype)[0]
+  wide = finite_or_zero(x.astype(statistics_dtype(x)), reduction.mask)
+  deviations, variance = centered(wide, reduction)
+  y = deviations * jax.lax.rsqrt(variance + epsilon)
+  return apply_affine(y, scale, bias, (x.ndim - 1,), dtype)
 
 
 def check_examples(x: Float[Array, "..."]) -> None:

@@ -5,17 +5,16 @@ translation; the variance comes from deviations; epsilon is 1e-5, as in torch; p
 masked. There are no running statistics: an example is normalized alike in training and evaluation.
 """
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.nn.initializers import Initializer
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from normjax.norms._affine import apply_affine, check_features, make_param, matching, value_or
-from normjax.norms._arguments import as_position_mask, check_epsilon, prepare, statistics_dtype
-from normjax.norms._group_norm import check_examples
-from normjax.norms._statistics import Reduction, centered, finite_or_zero
+from normjax.norms._affine import check_features, make_param, matching, value_or
+from normjax.norms._arguments import as_position_mask, check_epsilon, prepare
+from normjax.norms._group_norm import check_examples, normalize_channels
+from normjax.norms._statistics import Reduction
 
 
 def instance_norm(
@@ -63,10 +62,7 @@ def instance_norm(
   check_examples(x)
   mask = as_position_mask(mask, x.shape)
   reduction = Reduction(tuple(range(1, x.ndim - 1)), x.shape, mask, axis_name)
-  wide = finite_or_zero(x.astype(statistics_dtype(x)), mask)
-  deviations, variance = centered(wide, reduction)
-  y = deviations * jax.lax.rsqrt(variance + epsilon)
-  return apply_affine(y, scale, bias, (x.ndim - 1,), x.dtype if dtype is None else dtype)
+  return normalize_channels(x, scale, bias, reduction, epsilon=epsilon, dtype=dtype)
 
 
 class InstanceNorm(nnx.Module):

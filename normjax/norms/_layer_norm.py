@@ -30,7 +30,7 @@ from normjax.norms._arguments import (
   statistics_dtype,
 )
 from normjax.norms._prenormalize import Prenormalizer, check_prenormalize, prenormalized
-from normjax.norms._rows import are_plain_rows, standardize_rows
+from normjax.norms._standardize import can_standardize, standardize
 from normjax.norms._statistics import Reduction, centered
 
 
@@ -85,9 +85,10 @@ def layer_norm(
   """
   x, axes = prepare(x, axis, epsilon)
   dtype = x.dtype if dtype is None else floating_dtype(dtype, "dtype")
-  if not prenormalize and mask is None and axis_name is None and compute_dtype is None:
-    if are_plain_rows(x, axes, scale, bias):
-      return standardize_rows(x, scale, bias, epsilon=epsilon, center=True, dtype=dtype)
+  reduction = Reduction(axes, x.shape, as_mask(mask, x.shape), axis_name)
+  if not prenormalize and compute_dtype is None and axes == (x.ndim - 1,):
+    if can_standardize(x, reduction, scale, bias):
+      return standardize(x, scale, bias, reduction, epsilon=epsilon, dtype=dtype)[0]
   if prenormalize:
     check_prenormalize(mask=mask, axis_name=axis_name)
     y = prenormalized(
@@ -98,7 +99,6 @@ def layer_norm(
       compute_dtype=compute_dtype,
     )
   else:
-    reduction = Reduction(axes, x.shape, as_mask(mask, x.shape), axis_name)
     c, variance = centered(x.astype(statistics_dtype(x, compute_dtype)), reduction)
     y = c * jax.lax.rsqrt(variance + epsilon)
   return apply_affine(y, scale, bias, axes, dtype)

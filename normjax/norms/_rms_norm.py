@@ -26,7 +26,7 @@ from normjax.norms._arguments import (
   statistics_dtype,
 )
 from normjax.norms._prenormalize import Prenormalizer, check_prenormalize, prenormalized
-from normjax.norms._rows import are_plain_rows, standardize_rows
+from normjax.norms._standardize import can_standardize, standardize
 from normjax.norms._statistics import Reduction, safe_root
 
 EpsilonPlacement = Literal["inside", "outside"]
@@ -92,9 +92,11 @@ def rms_norm(
     raise ValueError(f"epsilon_placement must be 'inside' or 'outside', got {epsilon_placement!r}")
   outside = epsilon_placement == "outside"
   dtype = x.dtype if dtype is None else floating_dtype(dtype, "dtype")
-  plain = mask is None and partial is None and axis_name is None and compute_dtype is None
-  if plain and not outside and not prenormalize and are_plain_rows(x, axes, scale, bias):
-    return standardize_rows(x, scale, bias, epsilon=epsilon, center=False, dtype=dtype)
+  mask = as_mask(mask, x.shape)
+  reduction = Reduction(axes, x.shape, mask, axis_name)
+  plain = partial is None and compute_dtype is None and not outside and not prenormalize
+  if plain and axes == (x.ndim - 1,) and can_standardize(x, reduction, scale, bias):
+    return standardize(x, scale, bias, reduction, epsilon=epsilon, center=False, dtype=dtype)[0]
   if prenormalize:
     check_prenormalize(mask=mask, axis_name=axis_name, partial=partial)
     y = prenormalized(
@@ -108,11 +110,10 @@ def rms_norm(
     )
   else:
     wide = x.astype(statistics_dtype(x, compute_dtype))
-    mask = as_mask(mask, x.shape)
     measured = wide
     if partial is not None:
       measured, mask = _first_features(wide, mask, partial, axis, axis_name)
-    reduction = Reduction(axes, measured.shape, mask, axis_name)
+      reduction = Reduction(axes, measured.shape, mask, axis_name)
     kept = reduction.keep(measured)
     mean = reduction.mean(kept * kept)
     y = wide / (safe_root(mean) + epsilon) if outside else wide * jax.lax.rsqrt(mean + epsilon)
