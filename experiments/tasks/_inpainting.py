@@ -47,8 +47,12 @@ class Inpainting:
         **config.model.to_dict(),
       },
     }
-    holes = self.holes(jax.random.key(config.hole.seed), len(self.dataset.test["image"]))
-    self._held_out = {"image": self.dataset.test["image"], "hole": np.asarray(holes)}
+    images = self.dataset.test["image"]
+    holes = self.holes(jax.random.key(config.hole.seed), len(images))
+    # Region norms take their statistics from the batch in evaluation too. Neighbours are patches of
+    # one photo, so batches are mixed here as they are in training.
+    order = np.random.default_rng(0).permutation(len(images))
+    self._held_out = {"image": images[order], "hole": np.asarray(holes)}
 
   def holes(self, key, count):
     """Draw `count` rectangles (count, h, w, 1), True inside; sides and places are uniform."""
