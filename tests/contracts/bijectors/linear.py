@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from normjax import flows
-from tests.contracts.bijectors._row import BATCH, IMAGE, Row
+from tests.contracts.bijectors._row import BATCH, IMAGE, Row, real
 
 PIXELS = dict(shape=(2, 1, 4), bad_shapes=((BATCH, 2, 1, 3), (BATCH,), (0, 2, 1, 4)))
 VECTOR = dict(shape=(3,), bad_shapes=((BATCH, 2), (3,)))
@@ -47,6 +47,8 @@ ROWS = {
     bad_shapes=((BATCH, 4, 4, 2), (BATCH, 16), (4, 4, 1)),
     latent_shape=(16,),
     bad_latents=((BATCH, 15), (BATCH, 4, 4, 1), (16,)),
+    # With random weights `inverse` grows exponentially in its input, as Glow's does.
+    latents=lambda seed, shape: 0.2 * real(seed, shape),
     cond=lambda seed: (jnp.arange(BATCH) + seed) % 5,
     bad_conds=(jnp.zeros((BATCH,)), jnp.zeros((BATCH, 1), int), jnp.zeros((1,), int)),
     jacobian=jax.jacrev,  # a backward pass of its own: reverse mode only
