@@ -107,17 +107,12 @@ class ActNorm(Bijector):
     return self.inverse(z)[0]
 
   def check_initialized(self):
-    """Raise ValueError if the data of `init_from_data` had a constant channel (outside of jit)."""
-    log_scale, shift = self.log_scale[...], self.shift[...]
-    if self.allow_constant or not is_concrete(log_scale, shift):
-      return
-    # Large, whichever direction was standardized: a std that is no more than epsilon or rounding.
-    size = np.exp(-np.abs(np.asarray(log_scale, np.float64)))
-    rounding = 16 * float(jnp.finfo(log_scale.dtype).eps) * np.abs(np.asarray(shift)) * size
-    if not np.all(size > np.maximum(2 * self.epsilon, rounding)):
+    """Raise ValueError if `init_from_data` had a constant channel; under jit there is no check."""
+    log_scale = self.log_scale[...]
+    if is_concrete(log_scale) and not np.all(np.isfinite(log_scale)):
       raise ValueError(
-        "x must vary in every channel of every ActNorm, got a constant one: use other data, or "
-        "allow_constant=True"
+        "x must be finite and vary in every channel of every ActNorm, got a constant one, NaN or "
+        "infinity: use other data, or allow_constant=True"
       )
 
   def _parameters(self, x):
@@ -136,8 +131,13 @@ class ActNorm(Bijector):
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32)).reshape(count, self.features)
     mean = jnp.mean(x, axis=0)
     variance = jnp.sum((x - mean[None]) ** 2, axis=0) / (count - self.ddof)
-    log_std = jnp.log(jnp.sqrt(variance) + self.epsilon)
-    return mean, jnp.clip(log_std, -_LARGEST, _LARGEST) if self.allow_constant else log_std
+    std = jnp.sqrt(variance)
+    log_std = jnp.log(std + self.epsilon)
+    if self.allow_constant:
+      return mean, jnp.clip(log_std, -_LARGEST, _LARGEST)
+    # NaN, since no error can be raised in a scan; `check_initialized` raises it afterwards.
+    constant = std <= 4 * jnp.finfo(std.dtype).eps * jnp.abs(mean)
+    return mean, jnp.where(constant, jnp.nan, log_std)
 
 
 def _log_det(x, log_scale):

@@ -32,7 +32,7 @@ def init_from_data(flow: T, x: Float[Array, "b *event"], cond: PyTree | None = N
 
   Raises:
     ValueError: if `flow` is neither, or a channel of `x` is constant at an `ActNorm` that does not
-      allow it; under jit, where values can't be looked at, its scale becomes 1 / epsilon.
+      allow it; under jit, where values can't be looked at, its parameters become NaN.
 
   Reference:
     Kingma, Dhariwal, "Glow: Generative Flow with Invertible 1x1 Convolutions", 2018,

@@ -90,8 +90,10 @@ def householder_product(vectors: Float[Array, "k c"]) -> Float[Array, "c c"]:
   """Return the orthogonal prod_i (I - 2 v_i v_i^T / |v_i|^2), the first factor leftmost."""
 
   def reflect(q, v):
-    # A zero vector reflects nothing; its length must not become a divisor.
-    square = jnp.maximum(jnp.sum(v**2), jnp.finfo(v.dtype).tiny)
-    return q - (2 / square) * matmul(q, v[:, None]) * v[None], None
+    # Scale does not matter, so squares may not underflow; and a zero vector reflects nothing.
+    largest = lax.stop_gradient(jnp.max(jnp.abs(v)))
+    v = v / jnp.where(largest > 0, largest, 1)
+    square = jnp.sum(v**2)
+    return q - (2 / jnp.where(square > 0, square, 1)) * matmul(q, v[:, None]) * v[None], None
 
   return lax.scan(reflect, jnp.eye(vectors.shape[1], dtype=vectors.dtype), vectors)[0]
