@@ -149,3 +149,22 @@ def test_bad_arguments_are_refused():
   for options in ({"epsilon": -1.0}, {"epsilon": float("nan")}, {"ddof": -1}):
     with pytest.raises(ValueError, match="epsilon and ddof must be at least 0"):
       flows.ActNorm(3, **options)
+
+
+def test_nnx_modes_give_the_same_start():
+  x = _data(16, 3)
+
+  def start():
+    make = lambda rngs: flows.Chain([flows.ActNorm(3), flows.LeakyTanh()])
+    scan = flows.Scan(make, 2, rngs=nnx.Rngs(0))
+    new = flows.init_from_data(flows.Inverted(flows.Chain([scan, flows.ActNorm(3)])), x)
+    return jax.tree.leaves(nnx.state(new))
+
+  with nnx.set_graph_mode(True), nnx.set_graph_updates(True):
+    graph = start()
+  with nnx.set_graph_mode(False), nnx.set_graph_updates(False):
+    tree = start()
+  assert len(graph) == 4
+  for one, other in zip(graph, tree, strict=True):
+    np.testing.assert_array_equal(one, other)
+    assert np.all(one != 0)
