@@ -1,5 +1,6 @@
 """Normalizing flows: bijectors, the distributions of their latents, and what they are scored by."""
 
+from normjax.flows._act_norm import ActNorm
 from normjax.flows._bijector import Bijector
 from normjax.flows._chain import Chain, Inverted
 from normjax.flows._coupling import Coupling
@@ -8,15 +9,27 @@ from normjax.flows._diagonal_normal import DiagonalNormal
 from normjax.flows._distribution import Distribution
 from normjax.flows._elementwise_affine import ElementwiseAffine
 from normjax.flows._flow import Flow
+from normjax.flows._glow_coupling import AdditiveGlowCoupling, GlowCoupling
+from normjax.flows._householder_linear import HouseholderLinear, QRLinear, SVDLinear
+from normjax.flows._init_from_data import init_from_data
+from normjax.flows._invertible_linear import InvertibleLinear
 from normjax.flows._jet import Jet
 from normjax.flows._jet_big_vision import jet_from_big_vision
 from normjax.flows._laplace import Laplace
+from normjax.flows._leaky_relu import LeakyReLU
 from normjax.flows._logistic import Logistic
 from normjax.flows._logit import Logit
+from normjax.flows._lu_linear import LULinear, SoftplusLULinear, TriangularLinear
+from normjax.flows._multi_scale import MultiScale
+from normjax.flows._permutation import Permutation
 from normjax.flows._potentials import energy_u1, energy_u2, energy_u3, energy_u4
+from normjax.flows._reshape import Reshape, Squeeze
 from normjax.flows._scan import Scan
+from normjax.flows._sigmoid import Sigmoid
+from normjax.flows._softplus import Softplus
 from normjax.flows._standard_normal import StandardNormal
 from normjax.flows._student_t import StudentT
+from normjax.flows._tanh import LeakyTanh, Tanh
 from normjax.flows._toy_densities import checkerboard_log_prob, eight_gaussians_log_prob
 from normjax.flows._toy_samplers import (
   checkerboard,
@@ -47,7 +60,18 @@ TOY_LOG_PROBS = {
   "eight_gaussians": eight_gaussians_log_prob,
 }
 
+# Linear layers over channels that `models.Glow` takes by name: `make(features, rngs=rngs)` gives a
+# bijector on images (b, h, w, features).
+INVERTIBLE_CONVOLUTIONS = {
+  "1x1": LULinear,
+  "1x1_dense": InvertibleLinear,
+  "reverse": lambda features, *, rngs: Permutation.reverse(features),
+  "shuffle": lambda features, *, rngs: Permutation.random(features, rngs=rngs),
+}
+
 __all__ = [
+  "ActNorm",
+  "AdditiveGlowCoupling",
   "Bijector",
   "Chain",
   "Coupling",
@@ -55,17 +79,35 @@ __all__ = [
   "Distribution",
   "ElementwiseAffine",
   "Flow",
+  "GlowCoupling",
+  "HouseholderLinear",
+  "INVERTIBLE_CONVOLUTIONS",
   "Inverted",
+  "InvertibleLinear",
   "Jet",
+  "LULinear",
   "Laplace",
+  "LeakyReLU",
+  "LeakyTanh",
   "Logistic",
   "Logit",
+  "MultiScale",
   "POTENTIALS",
+  "Permutation",
+  "QRLinear",
+  "Reshape",
+  "SVDLinear",
   "Scan",
+  "Sigmoid",
+  "Softplus",
+  "SoftplusLULinear",
+  "Squeeze",
   "StandardNormal",
   "StudentT",
   "TOY_LOG_PROBS",
   "TOY_SAMPLERS",
+  "Tanh",
+  "TriangularLinear",
   "Uniform",
   "bits_per_dim",
   "checkerboard",
@@ -78,6 +120,7 @@ __all__ = [
   "energy_u2",
   "energy_u3",
   "energy_u4",
+  "init_from_data",
   "jet_from_big_vision",
   "pinwheel",
   "quantize",

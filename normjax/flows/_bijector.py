@@ -33,3 +33,18 @@ class Bijector(nnx.Module):
     self, z: Float[Array, "b *latent"], cond: PyTree | None = None
   ) -> tuple[Float[Array, "b *event"], Float[Array, "b"]]:
     """Return `(x, log_det)`: the data of `z` and log|det dx/dz| per example."""
+
+  def data_init(
+    self, x: Float[Array, "b *event"], cond: PyTree | None = None
+  ) -> Float[Array, "b *latent"]:
+    """Start the parameters that depend on data from `x`, in place; return the latent of `x`.
+
+    `init_from_data` calls it, on a copy. Layers that have no such parameters inherit it.
+    """
+    return self.forward(x, cond)[0]
+
+  def data_init_inverse(
+    self, z: Float[Array, "b *latent"], cond: PyTree | None = None
+  ) -> Float[Array, "b *event"]:
+    """Do the same for a layer that is used the other way round; return the data of `z`."""
+    return self.inverse(z, cond)[0]

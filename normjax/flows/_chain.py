@@ -58,6 +58,18 @@ class Chain(Bijector):
       log_det = log_det + step
     return z, log_det
 
+  def data_init(self, x, cond=None):
+    """Start each bijector from what those before it make of `x`; return the latent."""
+    for bijector in self.bijectors:
+      x = bijector.data_init(x, cond)
+    return x
+
+  def data_init_inverse(self, z, cond=None):
+    """Start each bijector from what those after it make of `z`; return the data."""
+    for bijector in reversed(self.bijectors):
+      z = bijector.data_init_inverse(z, cond)
+    return z
+
 
 class Inverted(Bijector):
   """Swaps the directions of a bijector: `forward` is its `inverse`, and the reverse.
@@ -93,3 +105,11 @@ class Inverted(Bijector):
   def inverse(self, z, cond=None):
     """Return the wrapped bijector's `forward(z)`."""
     return self.bijector.forward(z, cond)
+
+  def data_init(self, x, cond=None):
+    """Start the wrapped bijector in its inverse direction."""
+    return self.bijector.data_init_inverse(x, cond)
+
+  def data_init_inverse(self, z, cond=None):
+    """Start the wrapped bijector in its forward direction."""
+    return self.bijector.data_init(z, cond)

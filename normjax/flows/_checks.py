@@ -31,6 +31,13 @@ def check_batch(name: str, x, shape: tuple[int, ...] | None = None) -> None:
     )
 
 
+def check_features(name: str, x, features: int) -> None:
+  """Raise unless `x` is a floating (b, ..., features) with b >= 1."""
+  if x.ndim < 2 or x.shape[0] < 1 or x.shape[-1] != features:
+    raise ValueError(f"{name} must have shape (b, ..., {features}) with b >= 1, got {x.shape}")
+  check_batch(name, x)
+
+
 def check_sampling(n: int, temperature: float | jax.Array = 1.0) -> None:
   """Raise unless `n` >= 1 is an int and `temperature` a scalar >= 0 (if it can be looked at)."""
   if not isinstance(n, (int, np.integer)) or n < 1:

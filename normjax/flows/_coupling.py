@@ -57,3 +57,17 @@ class Coupling(Bijector):
     z1, z2 = self.split(z)
     x2, log_det = self.untransform(z2, self.conditioner(z1, cond))
     return self.join(z1, x2), log_det
+
+  def data_init(self, x, cond=None):
+    """Start the conditioner from data; return the latent."""
+    x1, x2 = self.split(x)
+    return self.join(x1, self.transform(x2, self.init_conditioner(x1, cond))[0])
+
+  def data_init_inverse(self, z, cond=None):
+    """Start the conditioner from latents; return the data."""
+    z1, z2 = self.split(z)
+    return self.join(z1, self.untransform(z2, self.init_conditioner(z1, cond))[0])
+
+  def init_conditioner(self, x1: Array, cond: PyTree | None) -> PyTree:
+    """Start what in the conditioner depends on data, if anything, in place; return `theta`."""
+    return self.conditioner(x1, cond)

@@ -83,3 +83,25 @@ class Scan(Bijector):
   def inverse(self, z, cond=None):
     """Undo the layers last to first; return `(x, log_det)`."""
     return scan_inverse(self._stack(), z, cond)
+
+  def data_init(self, x, cond=None):
+    """Start each layer from what those before it make of `x`, in a scan; return the latent."""
+    return self._data_init("data_init", x, cond, reverse=False)
+
+  def data_init_inverse(self, z, cond=None):
+    """Start each layer from what those after it make of `z`, in a scan; return the data."""
+    return self._data_init("data_init_inverse", z, cond, reverse=True)
+
+  def _data_init(self, method, x, cond, *, reverse):
+    stack = self._stack()
+
+    def body(x, layer):
+      module = stack.merge(*layer)
+      y = getattr(module, method)(x, cond)
+      return y, nnx.to_pure_dict(nnx.state(module, nnx.Param))
+
+    y, params = jax.lax.scan(body, x, (stack.params, stack.rest), reverse=reverse)
+    state = nnx.state(self.layers, nnx.Param)
+    nnx.replace_by_pure_dict(state, params)
+    nnx.update(self.layers, state)
+    return y

@@ -1,6 +1,7 @@
-"""Whole networks: classifiers whose norm is chosen by name, generators built on one norm."""
+"""Whole networks: classifiers whose norm is chosen by name, generators, and assembled flows."""
 
 from normjax.models._attentive_lstm import AttentiveLSTM
+from normjax.models._glow import Glow
 from normjax.models._inpainting import InpaintingGenerator
 from normjax.models._lstm import LSTMClassifier
 from normjax.models._mlp import MLP
@@ -11,6 +12,7 @@ from normjax.models._vit import ViT
 __all__ = [
   "AttentiveLSTM",
   "FADEResBlock",
+  "Glow",
   "InpaintingGenerator",
   "LSTMClassifier",
   "MLP",

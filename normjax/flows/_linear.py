@@ -1,0 +1,99 @@
+"""What all linear bijectors share: they act on the last axis, at every position alike.
+
+On images (B, H, W, C) that makes them the invertible 1x1 convolutions of Glow, on vectors (B, C)
+dense layers. How the matrix is parametrized is what the subclasses differ in.
+"""
+
+import abc
+import math
+
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jax.scipy.linalg import solve_triangular
+from jaxtyping import Array, Float
+
+from normjax.flows._bijector import Bijector
+from normjax.flows._checks import check_features
+
+
+class Linear(Bijector):
+  """Multiplies the last axis by an invertible matrix: z = x W + bias, log_det = H W log|det W|.
+
+  A subclass sets `features` and `bias`, a Param (C,) or None, and implements the abstract methods
+  on rows (N, C), which come in float32 or wider.
+  """
+
+  features: int
+  bias: nnx.Param | None
+
+  @abc.abstractmethod
+  def multiply(self, x: Float[Array, "n c"]) -> Float[Array, "n c"]:
+    """Return x W."""
+
+  @abc.abstractmethod
+  def solve(self, z: Float[Array, "n c"]) -> Float[Array, "n c"]:
+    """Return z W^-1."""
+
+  @abc.abstractmethod
+  def log_abs_det(self, dtype) -> Float[Array, ""]:
+    """Return log|det W|."""
+
+  def kernel(self, dtype=jnp.float32) -> Float[Array, "c c"]:
+    """Return the matrix W, rows for inputs and columns for outputs."""
+    return self.multiply(jnp.eye(self.features, dtype=dtype))
+
+  def forward(self, x, cond=None):
+    """Return `(x W + bias, log_det)`."""
+    check_features("x", x, self.features)
+    rows = self._rows(x)
+    z = self.multiply(rows)
+    if self.bias is not None:
+      z = z + self.bias[...].astype(z.dtype)[None]
+    return z.reshape(x.shape).astype(x.dtype), self._log_det(x, rows.dtype)
+
+  def inverse(self, z, cond=None):
+    """Return `((z - bias) W^-1, log_det)`."""
+    check_features("z", z, self.features)
+    rows = self._rows(z)
+    if self.bias is not None:
+      rows = rows - self.bias[...].astype(rows.dtype)[None]
+    return self.solve(rows).reshape(z.shape).astype(z.dtype), -self._log_det(z, rows.dtype)
+
+  def _rows(self, x):
+    return x.reshape(-1, self.features).astype(jnp.promote_types(x.dtype, jnp.float32))
+
+  def _log_det(self, x, dtype):
+    return jnp.broadcast_to(math.prod(x.shape[1:-1]) * self.log_abs_det(dtype), x.shape[:1])
+
+
+def check_size(features: int) -> int:
+  """Return the number of features, or raise ValueError if it is below 1."""
+  if features < 1:
+    raise ValueError(f"features must be at least 1, got {features}")
+  return features
+
+
+def matmul(a: Float[Array, "n c"], b: Float[Array, "c d"]) -> Float[Array, "n d"]:
+  """Return a @ b in the full precision of its dtype: half of it would not invert."""
+  return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
+
+
+def right_solve(
+  z: Float[Array, "n c"], matrix: Float[Array, "c c"], *, lower: bool, unit: bool = False
+) -> Float[Array, "n c"]:
+  """Return z T^-1 of a triangular T, by substitution; only its triangle is read."""
+  return solve_triangular(matrix, z.T, trans=1, lower=lower, unit_diagonal=unit).T
+
+
+def householder_product(vectors: Float[Array, "k c"]) -> Float[Array, "c c"]:
+  """Return the orthogonal prod_i (I - 2 v_i v_i^T / |v_i|^2), the first factor leftmost."""
+
+  def reflect(q, v):
+    # Scale does not matter, so squares may not underflow; and a zero vector reflects nothing.
+    largest = lax.stop_gradient(jnp.max(jnp.abs(v)))
+    v = v / jnp.where(largest > 0, largest, 1)
+    square = jnp.sum(v**2)
+    return q - (2 / jnp.where(square > 0, square, 1)) * matmul(q, v[:, None]) * v[None], None
+
+  return lax.scan(reflect, jnp.eye(vectors.shape[1], dtype=vectors.dtype), vectors)[0]

@@ -1,0 +1,102 @@
+"""Fixed functions of single entries: their values, and what they do with extreme ones."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import special
+
+from normjax import flows
+
+LAYERS = {
+  "leaky_relu": flows.LeakyReLU(0.01),
+  "leaky_tanh": flows.LeakyTanh(3.0),
+  "sigmoid": flows.Sigmoid(),
+  "softplus": flows.Softplus(),
+  "tanh": flows.Tanh(),
+}
+MAX, TINY = np.finfo(np.float32).max, np.finfo(np.float32).tiny
+EXTREMES = np.array([0, TINY, 1e-20, 1e-7, 0.5, 1 - 2**-24, 1, 2, 9, 50, 120, 1e4, 1e30, MAX])
+EXTREMES = jnp.asarray(np.concatenate([-EXTREMES[::-1], EXTREMES])[:, None], jnp.float32)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_no_finite_number_gives_nan(name):
+  layer = LAYERS[name]
+
+  @jax.jit
+  def run(x):
+    outputs, gradients = [], []
+    for direction in (layer.forward, layer.inverse):
+      (y, log_det), vjp = jax.vjp(direction, x)
+      outputs += [y, log_det]
+      ones, zeros = jnp.ones_like, jnp.zeros_like
+      gradients += [*vjp((ones(y), zeros(log_det))), *vjp((zeros(y), ones(log_det)))]
+    return outputs, gradients, layer.inverse(outputs[0])[0]
+
+  outputs, gradients, again = run(EXTREMES)
+  for value in [*outputs, *gradients, again]:
+    assert not np.any(np.isnan(value))
+  z, log_det = outputs[0][:, 0], outputs[1]
+  assert np.all(np.diff(z) >= 0)
+  moderate = np.abs(EXTREMES[:, 0]) <= 1e4
+  assert np.all(np.isfinite(z))
+  assert np.all(np.isfinite(log_det[moderate]))
+  assert np.all(np.isfinite(again[moderate]))
+
+
+SCIPY = {
+  "leaky_relu": (lambda x: np.where(x < 0, 0.01 * x, x), lambda x: np.where(x < 0, 0.01, 1)),
+  "sigmoid": (special.expit, lambda x: special.expit(x) * special.expit(-x)),
+  "softplus": (lambda x: np.logaddexp(x, 0), special.expit),
+  "tanh": (np.tanh, lambda x: 1 / np.cosh(x) ** 2),
+}
+
+
+@pytest.mark.parametrize("name", SCIPY)
+def test_values_and_slopes_keep_their_digits_in_float32(name):
+  x = jnp.array([[-60.0], [-9.0], [-0.3], [1e-4], [2.0], [14.0]], jnp.float32)
+  z, log_det = LAYERS[name].forward(x)
+  value, slope = SCIPY[name]
+  wide = np.asarray(x, np.float64)
+  np.testing.assert_allclose(z, value(wide), rtol=1e-6)
+  np.testing.assert_allclose(log_det, np.log(slope(wide))[:, 0], rtol=1e-6, atol=1e-6)
+
+
+def test_leaky_tanh_continues_tanh_by_its_tangent():
+  layer, end = flows.LeakyTanh(1.5), 1.5
+  x = jnp.array([[-4.0], [-1.5], [0.7], [1.5], [4.0]])
+  slope = 1 - np.tanh(end) ** 2
+  tail = np.tanh(end) + slope * 2.5
+  z, log_det = layer.forward(x)
+  expected = [-tail, -np.tanh(end), np.tanh(0.7), np.tanh(end), tail]
+  np.testing.assert_allclose(z[:, 0], expected, rtol=1e-6)
+  expected = np.log([slope, slope, 1 - np.tanh(0.7) ** 2, slope, slope])
+  np.testing.assert_allclose(log_det, expected, rtol=1e-5)
+  np.testing.assert_allclose(layer.inverse(z)[0], x, rtol=1e-5)
+
+
+def test_softplus_inverts_tiny_numbers():
+  z = jnp.array([[1e-30], [1e-7], [30.0]], jnp.float32)
+  x, _ = flows.Softplus().inverse(z)
+  np.testing.assert_allclose(x, np.log(np.expm1(np.asarray(z, np.float64))), rtol=1e-6)
+
+
+def test_sigmoid_is_the_inverted_logit():
+  x = jnp.linspace(-8, 8, 9)[:, None]
+  for one, other in zip(
+    flows.Sigmoid().forward(x), flows.Inverted(flows.Logit(0.0)).forward(x), strict=True
+  ):
+    np.testing.assert_allclose(one, other, rtol=1e-6)
+
+
+@pytest.mark.parametrize("slope", [0.0, -1.0, float("inf"), float("nan")])
+def test_bad_slope_is_refused(slope):
+  with pytest.raises(ValueError, match="negative_slope must be positive and finite, got"):
+    flows.LeakyReLU(slope)
+
+
+@pytest.mark.parametrize("max_val", [0.0, 9.0, float("nan")])
+def test_bad_max_val_is_refused(max_val):
+  with pytest.raises(ValueError, match=r"max_val must be in \(0, 8.0\], got"):
+    flows.LeakyTanh(max_val)
