@@ -1,19 +1,24 @@
 """Normalizing flows: bijectors, the distributions of their latents, and what they are scored by."""
 
 from normjax.flows._bijector import Bijector
+from normjax.flows._causal_conv import causal_conv, causal_conv_inverse
 from normjax.flows._chain import Chain, Inverted
+from normjax.flows._cinc_conv import CInCConv
 from normjax.flows._coupling import Coupling
 from normjax.flows._dequantization import bits_per_dim, dequantize, quantize
 from normjax.flows._diagonal_normal import DiagonalNormal
 from normjax.flows._distribution import Distribution
 from normjax.flows._elementwise_affine import ElementwiseAffine
+from normjax.flows._emerging_conv import EmergingConv
 from normjax.flows._flow import Flow
 from normjax.flows._jet import Jet
 from normjax.flows._jet_big_vision import jet_from_big_vision
 from normjax.flows._laplace import Laplace
 from normjax.flows._logistic import Logistic
 from normjax.flows._logit import Logit
+from normjax.flows._periodic_conv import PeriodicConv
 from normjax.flows._potentials import energy_u1, energy_u2, energy_u3, energy_u4
+from normjax.flows._quad_coupling import QuadCoupling
 from normjax.flows._scan import Scan
 from normjax.flows._standard_normal import StandardNormal
 from normjax.flows._student_t import StudentT
@@ -49,11 +54,13 @@ TOY_LOG_PROBS = {
 
 __all__ = [
   "Bijector",
+  "CInCConv",
   "Chain",
   "Coupling",
   "DiagonalNormal",
   "Distribution",
   "ElementwiseAffine",
+  "EmergingConv",
   "Flow",
   "Inverted",
   "Jet",
@@ -61,6 +68,8 @@ __all__ = [
   "Logistic",
   "Logit",
   "POTENTIALS",
+  "PeriodicConv",
+  "QuadCoupling",
   "Scan",
   "StandardNormal",
   "StudentT",
@@ -68,6 +77,8 @@ __all__ = [
   "TOY_SAMPLERS",
   "Uniform",
   "bits_per_dim",
+  "causal_conv",
+  "causal_conv_inverse",
   "checkerboard",
   "checkerboard_log_prob",
   "circles",
