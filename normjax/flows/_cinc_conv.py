@@ -119,8 +119,13 @@ class CInCConv(InvertibleConv):
   def check(self) -> None:
     """Raise a ValueError if T is singular; looks at values, so not for traced code."""
     own = self.effective_kernel()[-1, -1]
-    factors = jnp.linalg.svd(own, compute_uv=False) if self.tap == "full" else jnp.diag(own)
-    check_invertible(float(jnp.min(jnp.abs(factors))), "kernel[-1, -1]")
+    if self.tap == "full":
+      singular = jnp.linalg.svd(own, compute_uv=False)
+      rounding = self.features * jnp.finfo(own.dtype).eps * jnp.max(singular)
+      smallest = jnp.min(jnp.where(singular > rounding, singular, 0))
+    else:
+      smallest = jnp.min(jnp.abs(jnp.diag(own)))
+    check_invertible(float(smallest), "kernel[-1, -1]")
 
   def _convolve(self, x):
     return ordered_conv(x, self.effective_kernel(x.dtype), self.order)

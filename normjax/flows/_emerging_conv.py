@@ -87,6 +87,15 @@ class EmergingConv(InvertibleConv):
     if is_concrete(self.kernel1[...]):
       self.check()
 
+  def effective_kernels(self, dtype: DTypeLike | None = None) -> tuple[Array, Array]:
+    """Return both kernels as they are applied; with "quadrant", as `causal_conv` takes them.
+
+    The corner of the first is "bottom_right", that of the second "top_left".
+    """
+    cast = lambda kernel: kernel[...] if dtype is None else kernel[...].astype(dtype)
+    first = self._masked(cast(self.kernel1), jnp.triu)
+    return first, self._masked(cast(self.kernel2), jnp.tril)
+
   def check(self) -> None:
     """Raise a ValueError if a T is singular; looks at values, so not for traced code."""
     for name, kernel in (("kernel1", self.kernel1), ("kernel2", self.kernel2)):
@@ -98,19 +107,14 @@ class EmergingConv(InvertibleConv):
     kernel = kernel.at[-1, own].set(triangle(kernel[-1, own]))
     return kernel.at[-1, own + 1 :].set(0)
 
-  def _kernels(self, dtype):
-    """Return both masked kernels, each with its order."""
-    first = self._masked(self.kernel1[...].astype(dtype), jnp.triu)
-    second = self._masked(self.kernel2[...].astype(dtype), jnp.tril)
-    return (first, self.order.opposite()), (second, self.order)
-
   def _convolve(self, x):
-    first, second = self._kernels(x.dtype)
-    return ordered_conv(ordered_conv(x, *first), *second)
+    first, second = self.effective_kernels(x.dtype)
+    return ordered_conv(ordered_conv(x, first, self.order.opposite()), second, self.order)
 
   def _deconvolve(self, z):
-    first, second = self._kernels(z.dtype)
-    return ordered_conv_inverse(ordered_conv_inverse(z, *second), *first)
+    first, second = self.effective_kernels(z.dtype)
+    middle = ordered_conv_inverse(z, second, self.order)
+    return ordered_conv_inverse(middle, first, self.order.opposite())
 
   def _log_det(self, height, width, dtype):
     taps = [self.order.own(kernel[...]).astype(dtype) for kernel in (self.kernel1, self.kernel2)]

@@ -28,8 +28,8 @@ def _is_input(array):
 def _with(layer, **values):
   """Return the arrays of a layer, each replaced by a given one: graphdef and params."""
   for name, value in values.items():
-    assert layer[name].shape == value.shape
-    layer[name][...] = jnp.asarray(value)
+    assert getattr(layer, name).shape == value.shape
+    getattr(layer, name)[...] = jnp.asarray(value)
   return nnx.split(layer, nnx.Param)
 
 

@@ -57,17 +57,17 @@ def _emerging(arrays):
   layer = flows.EmergingConv(c, kernel_size=k, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
   names = ("kernel1", "kernel2")
   for name in names:
-    layer[name][...] = jnp.asarray(_crop(arrays[name], name))
+    getattr(layer, name)[...] = jnp.asarray(_crop(arrays[name], name))
   layer.bias[...] = jnp.asarray(arrays["bias"]).reshape(c)
   got, gradients = _run(arrays, *nnx.split(layer, nnx.Param))
   for name in names:
     got[f"d{name}"] = _uncrop(gradients.pop(f"d{name}"), name)
   # What is halfway back: the second convolution undone.
-  (_, second), z = layer._kernels(jnp.float64), arrays["z"] - arrays["bias"].reshape(1, 1, 1, c)
-  got["mid_from_z"] = flows.causal_conv_inverse(jnp.asarray(z), second[0])
+  z = jnp.asarray(arrays["z"] - arrays["bias"].reshape(1, 1, 1, c))
+  got["mid_from_z"] = jax.jit(flows.causal_conv_inverse)(z, layer.effective_kernels()[1])
   for name in names:
-    layer[name][...] = jnp.ones_like(layer[name][...])
-  for n, (kernel, _) in enumerate(layer._kernels(jnp.float64), 1):
+    getattr(layer, name)[...] = jnp.ones_like(getattr(layer, name)[...])
+  for n, kernel in enumerate(layer.effective_kernels(), 1):
     got[f"mask{n}"] = _uncrop(kernel, f"kernel{n}")
   return got | gradients
 

@@ -1,4 +1,7 @@
-"""Rows of invertible convolutions, and of the coupling that came with one."""
+"""Rows of invertible convolutions, and of the coupling that came with one.
+
+Reference tests cover the triangular tap and the quadrant mask.
+"""
 
 from flax import nnx
 
@@ -6,7 +9,6 @@ from normjax import flows
 from tests.contracts.bijectors._row import BATCH, IMAGE, Row
 
 ROWS = {
-  "CInCConv": Row(lambda rngs: flows.CInCConv(2, rngs=rngs), **IMAGE),
   "CInCConv/exp, dilated": Row(
     lambda rngs: flows.CInCConv(
       2, kernel_size=2, tap="exp", corner="bottom_left", dilation=2, rngs=rngs
@@ -18,7 +20,6 @@ ROWS = {
     shape=(2, 3, 2),
     bad_shapes=((0, 2, 3, 2), (BATCH, 0, 3, 2), (BATCH, 2, 3, 1)),
   ),
-  "EmergingConv": Row(lambda rngs: flows.EmergingConv(2, rngs=rngs), **IMAGE),
   "EmergingConv/raster": Row(lambda rngs: flows.EmergingConv(2, mask="raster", rngs=rngs), **IMAGE),
   "PeriodicConv": Row(
     lambda rngs: flows.PeriodicConv(2, rngs=rngs),
