@@ -1,10 +1,10 @@
-"""Time norms against other libraries, and check every answer against float64.
+"""Time norms against other libraries, inverses against their forward passes; check every answer.
 
   python -m experiments.bench --only=layer_norm --out=runs/bench
 
 Peers take turns in every round, so that a busy machine slows all of them alike; the minimum and the
 median over the rounds count. A peer that isn't installed is skipped and the reason shown; a fast
-answer that is wrong doesn't count. Each work runs under two memory allocators (see
+answer that is wrong doesn't count: float64 tells. Each work runs under two memory allocators (see
 `experiments.allocator`), each in a process of its own. `limit` is the time of `2 * x` on the same
 array, times half the passes over memory that the work needs at least.
 
@@ -44,7 +44,8 @@ def measure(name: str, work: benchmarks.Work, rounds: int) -> list[dict]:
       lines.append(line | {"skipped": str(error)})
       continue
     found = peer.read(peer.wait(run()))
-    line["error"] = max(_error(a, b) for a, b in zip(found, exact, strict=True))
+    wanted = peer.exact(inputs) if peer.exact else exact
+    line["error"] = max(_error(a, b) for a, b in zip(found, wanted, strict=True))
     line["right"] = bool(line["error"] <= work.tolerance)
     if peer.temporaries:
       line["temporaries"] = peer.temporaries(inputs)

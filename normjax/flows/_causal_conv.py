@@ -247,9 +247,9 @@ def _matmul(a, b):
   return jnp.tensordot(a, b, 1, precision=jax.lax.Precision.HIGHEST)
 
 
-def _widen(*arrays):
-  dtype = jnp.promote_types(jnp.result_type(*arrays), jnp.float32)
-  return [array.astype(dtype) for array in arrays]
+def _widen(x, kernel) -> tuple[Array, Array]:
+  dtype = jnp.promote_types(jnp.result_type(x, kernel), jnp.float32)
+  return x.astype(dtype), kernel.astype(dtype)
 
 
 def _check(name, x, kernel, corner, dilation):

@@ -23,7 +23,12 @@ from normjax.flows._causal_conv import (
   ordered_conv_inverse,
 )
 from normjax.flows._checks import is_concrete
-from normjax.flows._invertible_conv import InvertibleConv, check_invertible, check_kernel_size
+from normjax.flows._invertible_conv import (
+  SMALL,
+  InvertibleConv,
+  check_invertible,
+  check_kernel_size,
+)
 
 TAPS = ("triangular", "full", "unit", "exp")
 
@@ -81,7 +86,7 @@ class CInCConv(InvertibleConv):
     corner: str = "top_left",
     dilation: int = 1,
     use_bias: bool = True,
-    kernel_init: Callable[..., Array] = nnx.initializers.normal(0.02),
+    kernel_init: Callable[..., Array] = SMALL,
     param_dtype: DTypeLike = jnp.float32,
     rngs: nnx.Rngs,
   ):

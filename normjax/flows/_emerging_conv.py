@@ -14,7 +14,12 @@ from jaxtyping import Array
 
 from normjax.flows._causal_conv import Order, check_dilation, ordered_conv, ordered_conv_inverse
 from normjax.flows._checks import is_concrete
-from normjax.flows._invertible_conv import InvertibleConv, check_invertible, check_kernel_size
+from normjax.flows._invertible_conv import (
+  SMALL,
+  InvertibleConv,
+  check_invertible,
+  check_kernel_size,
+)
 
 MASKS = ("quadrant", "raster")
 
@@ -69,7 +74,7 @@ class EmergingConv(InvertibleConv):
     mask: str = "quadrant",
     dilation: int = 1,
     use_bias: bool = True,
-    kernel_init: Callable[..., Array] = nnx.initializers.normal(0.02),
+    kernel_init: Callable[..., Array] = SMALL,
     param_dtype: DTypeLike = jnp.float32,
     rngs: nnx.Rngs,
   ):

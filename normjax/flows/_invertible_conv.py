@@ -10,6 +10,9 @@ from jaxtyping import Array, Float
 
 from normjax.flows._bijector import Bijector
 
+# Of all taps but the one that starts as an invertible matrix.
+SMALL = nnx.initializers.normal(0.02)
+
 
 class InvertibleConv(Bijector):
   """Maps images by a linear map with a kernel, and adds a bias.
@@ -27,15 +30,15 @@ class InvertibleConv(Bijector):
     self.bias = nnx.Param(jnp.zeros((features,), param_dtype)) if use_bias else None
 
   @abc.abstractmethod
-  def _convolve(self, x):
+  def _convolve(self, x) -> jax.Array:
     """Return the linear map of x, in its dtype."""
 
   @abc.abstractmethod
-  def _deconvolve(self, z):
+  def _deconvolve(self, z) -> jax.Array:
     """Undo `_convolve`."""
 
   @abc.abstractmethod
-  def _log_det(self, height, width, dtype):
+  def _log_det(self, height, width, dtype) -> jax.Array:
     """Return the scalar log|det| of the map of images of this size."""
 
   def forward(self, x, cond=None):

@@ -14,7 +14,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from normjax.flows._invertible_conv import InvertibleConv, check_kernel_size
+from normjax.flows._invertible_conv import SMALL, InvertibleConv, check_kernel_size
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -61,7 +61,7 @@ class PeriodicConv(InvertibleConv):
     *,
     kernel_size: int = 3,
     use_bias: bool = True,
-    kernel_init: Callable[..., Array] = nnx.initializers.normal(0.02),
+    kernel_init: Callable[..., Array] = SMALL,
     param_dtype: DTypeLike = jnp.float32,
     rngs: nnx.Rngs,
   ):
