@@ -17,8 +17,8 @@ from jaxtyping import Array, Float
 # Axes of (b, h, w, c) along which an image is flipped so that its padding comes to the top left.
 CORNERS = {"top_left": (), "top_right": (2,), "bottom_left": (1,), "bottom_right": (1, 2)}
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
-# b c^3 from which a CPU of two cores is faster row by row. Measured at 32x32: diagonals win by 1.6
-# at b, c = 1, 12 and by 1.1 at 16, 12; rows win by 1.1 at 64, 12, by 1.4 at 1, 48 and 2.6 at 16, 48.
+# b c^3 from which a CPU of two cores is faster row by row. At 32x32 diagonals win by 1.6 at
+# (b, c) = (1, 12) and by 1.1 at (16, 12), rows by 1.1 at (64, 12), 1.4 at (1, 48), 2.6 at (16, 48).
 _ROWS_FROM = 50_000
 
 
