@@ -46,7 +46,8 @@ def measure(name: str, work: benchmarks.Work, rounds: int) -> list[dict]:
         raise
       lines.append(line | {"skipped": f"{type(error).__name__}: {error}"})
       continue
-    line["error"] = max(_error(a, b) for a, b in zip(found, exact, strict=True))
+    wanted = peer.exact(inputs) if peer.exact else exact
+    line["error"] = max(_error(a, b) for a, b in zip(found, wanted, strict=True))
     line["right"] = bool(line["error"] <= work.tolerance)
     if peer.temporaries:
       line["temporaries"] = peer.temporaries(inputs)

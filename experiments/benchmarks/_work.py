@@ -13,13 +13,15 @@ class Peer:
 
   What the call returns is kept on the device; `wait` blocks until it is there, and `read` gives
   NumPy arrays. `temporaries(inputs)` are the bytes that the compiled program needs beside inputs
-  and outputs, where that is known.
+  and outputs, where that is known. `exact` is for a yardstick: a peer that does another job than
+  the work, whose answer is checked by its own.
   """
 
   make: Callable[[dict[str, np.ndarray]], Callable[[], Any]]
   wait: Callable[[Any], Any]
   read: Callable[[Any], list[np.ndarray]]
   temporaries: Callable[[dict[str, np.ndarray]], int] | None = None
+  exact: Callable[[dict[str, np.ndarray]], list[np.ndarray]] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,12 +2,15 @@
 
 from normjax.flows._act_norm import ActNorm
 from normjax.flows._bijector import Bijector
+from normjax.flows._causal_conv import causal_conv, causal_conv_inverse
 from normjax.flows._chain import Chain, Inverted
+from normjax.flows._cinc_conv import CInCConv
 from normjax.flows._coupling import Coupling
 from normjax.flows._dequantization import bits_per_dim, dequantize, quantize
 from normjax.flows._diagonal_normal import DiagonalNormal
 from normjax.flows._distribution import Distribution
 from normjax.flows._elementwise_affine import ElementwiseAffine
+from normjax.flows._emerging_conv import EmergingConv
 from normjax.flows._flow import Flow
 from normjax.flows._glow_coupling import AdditiveGlowCoupling, GlowCoupling
 from normjax.flows._householder_linear import HouseholderLinear, QRLinear, SVDLinear
@@ -24,6 +27,9 @@ from normjax.flows._multi_scale import MultiScale
 from normjax.flows._permutation import Permutation
 from normjax.flows._potentials import energy_u1, energy_u2, energy_u3, energy_u4
 from normjax.flows._reshape import Reshape, Squeeze
+from normjax.flows._periodic_conv import PeriodicConv
+from normjax.flows._potentials import energy_u1, energy_u2, energy_u3, energy_u4
+from normjax.flows._quad_coupling import QuadCoupling
 from normjax.flows._scan import Scan
 from normjax.flows._sigmoid import Sigmoid
 from normjax.flows._softplus import Softplus
@@ -73,11 +79,13 @@ __all__ = [
   "ActNorm",
   "AdditiveGlowCoupling",
   "Bijector",
+  "CInCConv",
   "Chain",
   "Coupling",
   "DiagonalNormal",
   "Distribution",
   "ElementwiseAffine",
+  "EmergingConv",
   "Flow",
   "GlowCoupling",
   "HouseholderLinear",
@@ -97,6 +105,8 @@ __all__ = [
   "QRLinear",
   "Reshape",
   "SVDLinear",
+  "PeriodicConv",
+  "QuadCoupling",
   "Scan",
   "Sigmoid",
   "Softplus",
@@ -110,6 +120,8 @@ __all__ = [
   "TriangularLinear",
   "Uniform",
   "bits_per_dim",
+  "causal_conv",
+  "causal_conv_inverse",
   "checkerboard",
   "checkerboard_log_prob",
   "circles",
