@@ -3,6 +3,7 @@
 from normjax.flows._bijector import Bijector
 from normjax.flows._chain import Chain, Inverted
 from normjax.flows._coupling import Coupling
+from normjax.flows._denoise import denoise
 from normjax.flows._dequantization import bits_per_dim, dequantize, quantize
 from normjax.flows._diagonal_normal import DiagonalNormal
 from normjax.flows._distribution import Distribution
@@ -17,6 +18,7 @@ from normjax.flows._potentials import energy_u1, energy_u2, energy_u3, energy_u4
 from normjax.flows._scan import Scan
 from normjax.flows._standard_normal import StandardNormal
 from normjax.flows._student_t import StudentT
+from normjax.flows._tarflow import TarFlow
 from normjax.flows._toy_densities import checkerboard_log_prob, eight_gaussians_log_prob
 from normjax.flows._toy_samplers import (
   checkerboard,
@@ -26,6 +28,7 @@ from normjax.flows._toy_samplers import (
   two_moons,
   two_spirals,
 )
+from normjax.flows._tracked_variance import tracked_variance
 from normjax.flows._uniform import Uniform
 
 # Energies U of two-dimensional densities p(z) ~ exp(-U(z)), by their names in the literature.
@@ -66,11 +69,13 @@ __all__ = [
   "StudentT",
   "TOY_LOG_PROBS",
   "TOY_SAMPLERS",
+  "TarFlow",
   "Uniform",
   "bits_per_dim",
   "checkerboard",
   "checkerboard_log_prob",
   "circles",
+  "denoise",
   "dequantize",
   "eight_gaussians",
   "eight_gaussians_log_prob",
@@ -81,6 +86,7 @@ __all__ = [
   "jet_from_big_vision",
   "pinwheel",
   "quantize",
+  "tracked_variance",
   "two_moons",
   "two_spirals",
 ]
