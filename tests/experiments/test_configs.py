@@ -21,6 +21,7 @@ def get_config(name, *mode):
 
 def test_all_experiments_are_here():
   assert {"jet_digits", "jet_fashion", "jet_imagenet64", "jet_patches"} <= set(NAMES)
+  assert "tarflow_digits" in NAMES
   assert {"classify_digits", "classify_fashion"} <= set(NAMES)
 
 
@@ -28,8 +29,11 @@ def test_all_experiments_are_here():
 @pytest.mark.parametrize("name", NAMES)
 def test_configs_have_the_common_keys_and_are_json(name, mode):
   config = get_config(name, mode)
-  kinds = {"density": common.density_config, "classification": common.classification_config}
-  flat, expected = ({k for k, _ in flatten(c.to_dict())} for c in (config, kinds[config.task]()))
+  if config.task == "density":
+    reference = common.density_config(config.flow)
+  else:
+    reference = common.classification_config()
+  flat, expected = ({k for k, _ in flatten(c.to_dict())} for c in (config, reference))
   assert {k for k in flat if not k.startswith("data.options")} == expected - {"data.options"}
   json.dumps(config.to_dict())
   tiny = get_config(name, "tiny")
@@ -58,7 +62,7 @@ def test_configs_do_not_share_state(name):
   assert get_config(name).optimizer.lr != 7.0
 
 
-@pytest.mark.parametrize("name", ["jet_digits", "jet_imagenet64"])
+@pytest.mark.parametrize("name", ["jet_digits", "jet_imagenet64", "tarflow_digits"])
 def test_full_models_can_be_built(name):
   config = get_config(name)
   if name == "jet_imagenet64":
