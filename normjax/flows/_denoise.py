@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree
 
 from normjax.flows._checks import check_batch, is_concrete
@@ -10,7 +9,10 @@ from normjax.flows._distribution import Distribution
 
 
 def denoise(
-  flow: Distribution, x: Float[Array, "b *event"], sigma: ArrayLike, cond: PyTree | None = None
+  flow: Distribution,
+  x: Float[Array, "b *event"],
+  sigma: float | jax.Array,
+  cond: PyTree | None = None,
 ) -> Float[Array, "b *event"]:
   """Return the mean of clean data given noisy data, for a density of data with Gaussian noise.
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.typing import ArrayLike, DTypeLike
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from normjax.flows._bijector import Bijector
@@ -145,10 +145,10 @@ class TarFlow(Bijector):
     z: Float[Array, "b h w c"],
     cond: Int[Array, "b"] | None = None,
     *,
-    guidance: ArrayLike = 0.0,
+    guidance: float | Array = 0.0,
     guide_what: str = "ab",
     annealed: bool = False,
-    attention_temperature: ArrayLike = 1.0,
+    attention_temperature: float | Array = 1.0,
   ) -> tuple[Float[Array, "b h w c"], Bool[Array, "b"]]:
     """Sample with guidance: every prediction is pushed away from a weaker one.
 

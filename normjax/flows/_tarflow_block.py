@@ -71,16 +71,15 @@ class AutoregressiveBlock(Bijector):
     given = self._class_vector(cond.label)
     none = None if cond.label is None else self._class_vector(jnp.full_like(cond.label, -1))
 
-    def predict(x, position, classes, cache, index, temperature=1.0):
+    def predict(x, position, classes, cache, index, temperature):
       h = self._embed(x[:, None], position[None, None], classes)
-      cache = self.transformer.empty_cache(h, length) if cache is None else cache
       h, cache = self.transformer.step(h, cache, index, temperature)
       return [o[:, 0] for o in self._predict(h)], cache
 
     def body(carry, token):
       x, (cache, weak_cache) = carry
       z_next, position, index = token
-      prediction, cache = predict(x, position, given, cache, index)
+      prediction, cache = predict(x, position, given, cache, index, 1.0)
       if guidance is not None:
         weak, weak_cache = predict(x, position, none, weak_cache, index, guidance.temperature)
         prediction = guidance.push(prediction, weak, (index + 1) / (length - 1))

@@ -8,11 +8,12 @@ differ.
 """
 
 from functools import partial
+from typing import cast
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.typing import ArrayLike, DTypeLike
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from normjax.blocks import Repeat, dot_general, softmax_attention
@@ -53,11 +54,12 @@ class CausalLayer(nnx.Module):
 
   def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
     """Update all tokens; token i sees those up to itself."""
+    query, keys, values = self._heads(x)
     past = jnp.tri(x.shape[1], dtype=bool)
-    return self._update(x, *self._heads(x), past[None, None])
+    return self._update(x, query, keys, values, past[None, None])
 
   def step(
-    self, x: Float[Array, "b 1 c"], cache: Cache, index: Int[Array, ""], temperature: ArrayLike
+    self, x: Float[Array, "b 1 c"], cache: Cache, index: Int[Array, ""], temperature: float | Array
   ) -> tuple[Float[Array, "b 1 c"], Cache]:
     """Update token `index` alone, which sees the cached ones and enters the cache."""
     query, *new = self._heads(x)
@@ -103,13 +105,14 @@ class CausalTransformer(nnx.Module):
     x: Float[Array, "b 1 c"],
     cache: Cache,
     index: Int[Array, ""],
-    temperature: ArrayLike = 1.0,
+    temperature: float | Array,
   ) -> tuple[Float[Array, "b 1 c"], Cache]:
     """Return token `index` and the cache with it; its scores are divided by `temperature`."""
     graphdef, state = nnx.split(self.layers.blocks)
 
     def body(x, layer):
       state, cache = layer
-      return nnx.merge(graphdef, state).step(x, cache, index, temperature)
+      module = cast(CausalLayer, nnx.merge(graphdef, state))
+      return module.step(x, cache, index, temperature)
 
     return jax.lax.scan(body, x, (nnx.to_pure_dict(state), cache))
