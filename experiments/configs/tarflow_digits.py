@@ -1,4 +1,13 @@
-"""TarFlow on scikit-learn's digits, with as many parameters as `jet_digits`."""
+"""TarFlow on scikit-learn's digits, with as many parameters as `jet_digits` (815 to 825 thousand).
+
+Expected, seed 0: 2.174 ± 0.014 held-out bits/dim (360 images x 5 draws) after 2000 steps, where Jet
+has 2.265 ± 0.013 on the same split; 33 minutes on 2 CPU cores that other programs kept busy. The
+held-out curve, one draw at every 200 steps: 2.96, 2.57, 2.41, 2.33, 2.27, 2.23, 2.20, 2.19, 2.18,
+2.18; the loss of the last training batches is 2.03. About half of the samples are digits that one
+can name, the others are strokes of the right thickness in the right place.
+
+`--config.noise=0.1` trains the density of noisy pixels instead, whose samples are denoised.
+"""
 
 from experiments.configs.common import density_config
 
