@@ -35,27 +35,51 @@ def common_config() -> ConfigDict:
   return config
 
 
-def density_config() -> ConfigDict:
-  """Return the defaults of a density; an experiment file overrides what is its own."""
+_FLOWS = {
+  "jet": {
+    "depth": 32,
+    "block_depth": 2,
+    "emb_dim": 512,
+    "num_heads": 8,
+    "patch_size": 4,
+    "kinds": ("channels", "channels", "spatial"),
+    "spatial_projections": ("checkerboard", "checkerboard-inv"),
+    "memory": "reversible",
+    "dtype": "float32",
+  },
+  "tarflow": {
+    "depth": 8,
+    "block_depth": 8,
+    "emb_dim": 768,
+    "head_dim": 64,
+    "patch_size": 2,
+    "volume_preserving": False,
+    "memory": "remat",
+    "dtype": "float32",
+  },
+}
+
+
+def density_config(flow: str = "jet") -> ConfigDict:
+  """Return the defaults of a density; an experiment file overrides what is its own.
+
+  Args:
+    flow: "jet" or "tarflow", which decides the keys of `config.model`.
+  """
   config = common_config()
   config.task = "density"
   # x = low + (q + u) / levels, see normjax.flows.dequantize; the map of Jet's own code.
   config.levels = 127.5
   config.low = -1.0
 
-  # Arguments of normjax.flows.Jet besides the shape.
-  config.model = ConfigDict()
-  config.model.depth = 32
-  config.model.block_depth = 2
-  config.model.emb_dim = 512
-  config.model.num_heads = 8
-  config.model.patch_size = 4
-  config.model.kinds = ("channels", "channels", "spatial")
-  config.model.spatial_projections = ("checkerboard", "checkerboard-inv")
-  config.model.memory = "reversible"
-  config.model.dtype = "float32"
+  # The flow and its arguments in normjax.flows besides the shape.
+  config.flow = flow
+  config.model = ConfigDict(_FLOWS[flow])
   config.class_conditional = False
   config.label_dropout = 0.1
+  # Above 0: trained on pixels with this Gaussian noise in place of dequantization, and samples are
+  # denoised.
+  config.noise = 0.0
   config.eval.draws = 5  # dequantizations of the final number
   return config.copy_and_resolve_references()
 

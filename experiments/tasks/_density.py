@@ -1,4 +1,4 @@
-"""Density estimation of images: a Jet under a standard normal, scored in bits per dimension."""
+"""Density estimation of images: a flow under a standard normal, scored in bits per dimension."""
 
 import math
 from pathlib import Path
@@ -12,6 +12,8 @@ from experiments.references import references
 from experiments.tasks._density_pictures import density_pictures
 from experiments.tasks._scoring import markdown, score_all, spread
 from normjax import flows
+
+_FLOWS = {"jet": "Jet", "tarflow": "TarFlow"}
 
 
 class Density:
@@ -32,11 +34,17 @@ class Density:
     self.num_classes = self.dataset.num_classes if config.class_conditional else None
     if config.class_conditional and self.num_classes is None:
       raise ValueError(f"config.class_conditional: data set {config.data.name!r} has no labels")
-    jet = {"shape": shape, **config.model.to_dict(), "num_classes": self.num_classes}
+    data.check_name("config.flow", config.flow, _FLOWS)
+    if not config.noise >= 0:
+      raise ValueError(f"config.noise must be at least 0, got {config.noise}")
+    bijector = {"shape": shape, **config.model.to_dict(), "num_classes": self.num_classes}
     self.model = {
       "class": "normjax.flows.Flow",
       "kwargs": {
-        "bijector": {"class": "normjax.flows.Jet", "kwargs": jet},
+        "bijector": {
+          "class": f"normjax.flows.{_FLOWS[config.flow]}",
+          "kwargs": bijector,
+        },
         "base": {"class": "normjax.flows.StandardNormal", "kwargs": {"shape": shape}},
       },
     }
@@ -46,19 +54,29 @@ class Density:
     noise = jax.random.uniform(key, image.shape)
     return flows.dequantize(image, noise, levels=self.config.levels, low=self.config.low)
 
+  def augment(self, image, key):
+    """Return pixels of uint8 images (b, h, w, c), the middles of their bins plus normal noise."""
+    middle = flows.dequantize(
+      image, jnp.full(image.shape, 0.5), levels=self.config.levels, low=self.config.low
+    )
+    return middle + self.config.noise * jax.random.normal(key, image.shape)
+
   def loss(self, flow, batch, key):
     """Return the mean bits per dimension of a batch and the metrics to log."""
     noise_key, label_key = jax.random.split(key)
-    x = self.dequantize(batch["image"], noise_key)
+    x = (self.augment if self.config.noise else self.dequantize)(batch["image"], noise_key)
     label = batch["label"] if self.num_classes else None
     if self.num_classes:
       # The null label learns the unconditional density (classifier-free guidance; Ho and Salimans,
       # 2022, arXiv 2207.12598). Jet's authors drop the labels of whole batches instead.
       dropped = jax.random.bernoulli(label_key, self.config.label_dropout, label.shape)
-      label = jnp.where(dropped, self.num_classes, label)
+      label = jnp.where(dropped, flow.bijector.null_label, label)
     z, log_det = flow.bijector.forward(x, label)
     loss = self._bits(flow.base.log_prob(z) + log_det).mean()
-    return loss, {"loss": loss, "saturation": flow.bijector.saturation(log_det).mean()}
+    metrics = {"loss": loss}
+    if isinstance(flow.bijector, flows.Jet):
+      metrics["saturation"] = flow.bijector.saturation(log_det).mean()
+    return loss, metrics
 
   def score(self, flow, batch, key, draws):
     """Return bits per dimension (b,) of held-out images, averaged over `draws` of the noise."""
@@ -130,7 +148,10 @@ class Density:
 
   def samples(self, flow, key, count, temperature=1.0, label=None):
     """Draw `count` images (count, h, w, c) of levels 0, 1, ...; `label` (count,) if conditional."""
-    return self.quantize(flow.sample(key, count, label, temperature))
+    x = flow.sample(key, count, label, temperature)
+    return self.quantize(
+      flows.denoise(flow, x, self.config.noise, label) if self.config.noise else x
+    )
 
   def quantize(self, x):
     """Return the levels of continuous pixels."""

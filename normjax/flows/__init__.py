@@ -6,6 +6,7 @@ from normjax.flows._causal_conv import causal_conv, causal_conv_inverse
 from normjax.flows._chain import Chain, Inverted
 from normjax.flows._cinc_conv import CInCConv
 from normjax.flows._coupling import Coupling
+from normjax.flows._denoise import denoise
 from normjax.flows._dequantization import bits_per_dim, dequantize, quantize
 from normjax.flows._diagonal_normal import DiagonalNormal
 from normjax.flows._distribution import Distribution
@@ -36,6 +37,7 @@ from normjax.flows._softplus import Softplus
 from normjax.flows._standard_normal import StandardNormal
 from normjax.flows._student_t import StudentT
 from normjax.flows._tanh import LeakyTanh, Tanh
+from normjax.flows._tarflow import TarFlow
 from normjax.flows._toy_densities import checkerboard_log_prob, eight_gaussians_log_prob
 from normjax.flows._toy_samplers import (
   checkerboard,
@@ -45,6 +47,7 @@ from normjax.flows._toy_samplers import (
   two_moons,
   two_spirals,
 )
+from normjax.flows._tracked_variance import tracked_variance
 from normjax.flows._uniform import Uniform
 
 # Energies U of two-dimensional densities p(z) ~ exp(-U(z)), by their names in the literature.
@@ -118,6 +121,7 @@ __all__ = [
   "TOY_SAMPLERS",
   "Tanh",
   "TriangularLinear",
+  "TarFlow",
   "Uniform",
   "bits_per_dim",
   "causal_conv",
@@ -125,6 +129,7 @@ __all__ = [
   "checkerboard",
   "checkerboard_log_prob",
   "circles",
+  "denoise",
   "dequantize",
   "eight_gaussians",
   "eight_gaussians_log_prob",
@@ -136,6 +141,7 @@ __all__ = [
   "jet_from_big_vision",
   "pinwheel",
   "quantize",
+  "tracked_variance",
   "two_moons",
   "two_spirals",
 ]

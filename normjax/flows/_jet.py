@@ -22,6 +22,7 @@ from normjax.flows._bijector import Bijector
 from normjax.flows._checks import check_batch
 from normjax.flows._coupling import Coupling
 from normjax.flows._jet_permutations import coupling_permutations
+from normjax.flows._patches import check_patches, from_patches, to_patches
 from normjax.flows._scan import Scan
 from normjax.norms import LayerNorm
 
@@ -195,7 +196,7 @@ class Jet(Bijector):
     param_dtype: DTypeLike = jnp.float32,
     rngs: nnx.Rngs,
   ):
-    self.shape, self.patch_size = _check_shape(shape, patch_size), patch_size
+    self.shape, self.patch_size = check_patches(shape, patch_size), patch_size
     for name, value in (("depth", depth), ("block_depth", block_depth), ("emb_dim", emb_dim)):
       if value < 1:
         raise ValueError(f"{name} must be at least 1, got {value}")
@@ -208,12 +209,12 @@ class Jet(Bijector):
     if num_classes is not None and num_classes < 1:
       raise ValueError(f"num_classes must be at least 1, got {num_classes}")
     self.depth, self.scale_factor = depth, scale_factor
-    self.num_classes = num_classes
+    self.num_classes = self.null_label = num_classes
     self.cond_dim = emb_dim if num_classes is not None else cond_dim
     height, width, channels = self.shape
-    self.grid = (height // patch_size, width // patch_size)
+    grid = (height // patch_size, width // patch_size)
     orders = coupling_permutations(
-      rngs.params(), self.grid, patch_size**2 * channels, depth,
+      rngs.params(), grid, patch_size**2 * channels, depth,
       kinds, channel_projections, spatial_projections,
     )  # fmt: skip
     param_dtype = jnp.dtype(param_dtype)
@@ -259,12 +260,9 @@ class Jet(Bijector):
 
   def _run(self, direction, x, cond):
     check_batch("images", x, self.shape)
-    (b, height, width, channels), ps, (nh, nw) = x.shape, self.patch_size, self.grid
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    x = x.reshape(b, nh, ps, nw, ps, channels).swapaxes(2, 3)  # (b, nh, nw, ps, ps, channels)
-    y, log_det = direction(x.reshape(b, nh * nw, -1), self._context(cond, b))
-    y = y.reshape(b, nh, nw, ps, ps, channels).swapaxes(2, 3)
-    return y.reshape(b, height, width, channels), log_det
+    tokens, log_det = direction(to_patches(x, self.patch_size), self._context(cond, x.shape[0]))
+    return from_patches(tokens, self.shape, self.patch_size), log_det
 
   def _context(self, cond, batch):
     if self.class_embedding is not None:
@@ -283,12 +281,3 @@ class Jet(Bijector):
       got = None if cond is None else cond.shape
       raise ValueError(f"cond must have shape ({batch}, length, {self.cond_dim}), got {got}")
     return cond
-
-
-def _check_shape(shape, patch_size):
-  if len(shape) != 3 or min(shape) < 1:
-    raise ValueError(f"shape must be (height, width, channels), got {tuple(shape)}")
-  height, width, channels = shape
-  if patch_size < 1 or height % patch_size or width % patch_size:
-    raise ValueError(f"patch_size must divide height {height} and width {width}, got {patch_size}")
-  return height, width, channels

@@ -146,6 +146,17 @@ def test_softmax_attention_is_jaxs(dtype, atol):
   np.testing.assert_allclose(*(a.astype(jnp.float32) for a in (y, theirs)), rtol=0, atol=atol)
 
 
+def test_softmax_attention_sees_what_the_mask_shows():
+  query, key, value = (_normal(i, (2, 5, 3, 4)) for i in range(3))
+  mask = jnp.tri(5, dtype=bool)[None, None]
+  y = softmax_attention(query, key, value, mask)
+  theirs = jax.nn.dot_product_attention(query, key, value, mask=mask)
+  np.testing.assert_allclose(y, theirs, rtol=0, atol=1e-5)
+  np.testing.assert_allclose(y[:, 0], value[:, 0], rtol=0, atol=1e-6)  # itself alone
+  with pytest.raises(ValueError, match="mask must be boolean, .* got float32"):
+    softmax_attention(query, key, value, mask.astype(jnp.float32))
+
+
 def test_softmax_attention_keeps_scores_wide():
   # Keys whose scores bfloat16 would round to one number: 256.5 and 256 attend very differently.
   query = jnp.array([1.0, 1.0], jnp.bfloat16).reshape(1, 1, 1, 2)

@@ -21,6 +21,7 @@ def get_config(name, *mode):
 
 def test_all_experiments_are_here():
   assert {"jet_digits", "jet_fashion", "jet_imagenet64", "jet_patches"} <= set(NAMES)
+  assert "tarflow_digits" in NAMES
   assert {"classify_digits", "classify_fashion", "classify_fashion_m"} <= set(NAMES)
   assert {"inpaint_fashion", "inpaint_patches", "spade_digits"} <= set(NAMES)
 
@@ -30,7 +31,8 @@ def test_all_experiments_are_here():
 def test_configs_have_the_common_keys_and_are_json(name, mode):
   config = get_config(name, mode)
   kind = getattr(common, f"{config.task}_config")
-  flat, expected = ({k for k, _ in flatten(c.to_dict())} for c in (config, kind()))
+  reference = kind(config.flow) if config.task == "density" else kind()
+  flat, expected = ({k for k, _ in flatten(c.to_dict())} for c in (config, reference))
   assert {k for k in flat if not k.startswith("data.options")} == expected - {"data.options"}
   json.dumps(config.to_dict())
   tiny = get_config(name, "tiny")
@@ -59,7 +61,7 @@ def test_configs_do_not_share_state(name):
   assert get_config(name).optimizer.lr != 7.0
 
 
-@pytest.mark.parametrize("name", ["jet_digits", "jet_imagenet64"])
+@pytest.mark.parametrize("name", ["jet_digits", "jet_imagenet64", "tarflow_digits"])
 def test_full_models_can_be_built(name):
   config = get_config(name)
   if name == "jet_imagenet64":

@@ -5,7 +5,7 @@ import pytest
 from flax import nnx
 
 from experiments import tasks
-from experiments.configs import jet_digits
+from experiments.configs import jet_digits, tarflow_digits
 from normjax import checkpoint
 
 
@@ -69,21 +69,21 @@ def test_labels_are_dropped_as_often_as_asked():
   seen = []
 
   class Recorder:
+    null_label = None
+
     def forward(self, x, label):
       seen.append(np.asarray(label))
       return x, jnp.zeros(len(x))
-
-    def saturation(self, log_det):
-      return log_det
 
   class Flow:
     bijector = Recorder()
     base = build(tiny()).base
 
-  for rate in (0.0, 0.3, 1.0):
+  for rate, null in ((0.0, 10), (0.3, 10), (1.0, 10), (0.3, -1)):
+    Recorder.null_label = null
     task = tiny(class_conditional=True, label_dropout=rate)
     task.loss(Flow(), batch, jax.random.key(0))
-    dropped = seen[-1] == 10  # the null label
+    dropped = seen[-1] == null
     assert abs(dropped.mean() - rate) < 0.08
     np.testing.assert_array_equal(seen[-1][~dropped], batch["label"][~dropped])
 
@@ -110,3 +110,51 @@ def test_a_part_of_the_held_out_examples_is_spread_over_all():
   for name, array in part.items():
     np.testing.assert_array_equal(array, everything[name][[0, 120, 240]])
   assert len(task.evaluation_arrays(1000)["image"]) == 360
+
+
+def tiny_tarflow(**changes):
+  config = tarflow_digits.get_config("tiny")
+  config.update(changes)
+  return tasks.make(config)
+
+
+def test_noise_takes_the_place_of_dequantization():
+  task = tiny_tarflow(noise=0.1)
+  batch, key = {"image": task.dataset.train["image"][:200]}, jax.random.key(1)
+  x = task.augment(batch["image"], key)
+  noise = x - ((batch["image"] + 0.5) * 2 / 17 - 1)
+  np.testing.assert_allclose(np.std(noise), 0.1, rtol=0.05)
+  assert abs(np.mean(noise)) < 0.01
+
+  @jax.jit
+  def run(image):
+    flow = build(task)
+    drawn = task.quantize(0.99 * flow.base.sample(key, 20))
+    return task.loss(flow, {"image": image}, key), task.samples(flow, key, 20), drawn
+
+  (loss, metrics), samples, expected_samples = run(batch["image"])
+  # A TarFlow starts as the identity, so this is the standard normal alone.
+  same = task.augment(batch["image"], jax.random.split(key)[0])
+  expected = (0.5 * np.mean(same**2) + 0.5 * np.log(2 * np.pi)) / np.log(2) + np.log2(17 / 2)
+  np.testing.assert_allclose(loss, expected, rtol=1e-5)
+  assert metrics.keys() == {"loss"}
+  # The score of the standard normal at x is -x.
+  np.testing.assert_array_equal(samples, expected_samples)
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"flow": "tarflw"}, "config.flow must be one of jet, tarflow, .*did you mean tarflow"),
+    ({"noise": -0.1}, "config.noise must be at least 0, got -0.1"),
+  ],
+)
+def test_wrong_flows_are_refused(changes, message):
+  with pytest.raises(ValueError, match=message):
+    tiny_tarflow(**changes)
+
+
+@pytest.mark.parametrize(("make", "null"), [(tiny, 10), (tiny_tarflow, -1)])
+def test_flows_know_their_null_label(make, null):
+  task = make(class_conditional=True)
+  assert nnx.eval_shape(lambda: build(task)).bijector.null_label == null
