@@ -37,6 +37,11 @@ def test_starts_as_a_random_orthogonal_matrix(name):
   assert np.max(np.abs(kernels[0] - kernels[1])) > 0.1
 
 
+def test_lu_decomposes_the_start_of_dense():
+  dense, lu = (LAYERS[name](5, rngs=nnx.Rngs(0)).kernel() for name in ("dense", "lu"))
+  np.testing.assert_allclose(lu, dense, atol=2e-6)
+
+
 @pytest.mark.parametrize("name", ["softplus_lu", "upper", "lower"])
 def test_starts_as_the_identity(name):
   np.testing.assert_allclose(LAYERS[name](5).kernel(), np.eye(5), atol=1e-6)
