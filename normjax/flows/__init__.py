@@ -25,12 +25,11 @@ from normjax.flows._logistic import Logistic
 from normjax.flows._logit import Logit
 from normjax.flows._lu_linear import LULinear, SoftplusLULinear, TriangularLinear
 from normjax.flows._multi_scale import MultiScale
+from normjax.flows._periodic_conv import PeriodicConv
 from normjax.flows._permutation import Permutation
 from normjax.flows._potentials import energy_u1, energy_u2, energy_u3, energy_u4
-from normjax.flows._reshape import Reshape, Squeeze
-from normjax.flows._periodic_conv import PeriodicConv
-from normjax.flows._potentials import energy_u1, energy_u2, energy_u3, energy_u4
 from normjax.flows._quad_coupling import QuadCoupling
+from normjax.flows._reshape import Reshape, Squeeze
 from normjax.flows._scan import Scan
 from normjax.flows._sigmoid import Sigmoid
 from normjax.flows._softplus import Softplus
@@ -69,11 +68,14 @@ TOY_LOG_PROBS = {
   "eight_gaussians": eight_gaussians_log_prob,
 }
 
-# Linear layers over channels that `models.Glow` takes by name: `make(features, rngs=rngs)` gives a
+# Linear layers of images that `models.Glow` takes by name: `make(features, rngs=rngs)` gives a
 # bijector on images (b, h, w, features).
 INVERTIBLE_CONVOLUTIONS = {
   "1x1": LULinear,
   "1x1_dense": InvertibleLinear,
+  "cinc": CInCConv,
+  "emerging": EmergingConv,
+  "periodic": PeriodicConv,
   "reverse": lambda features, *, rngs: Permutation.reverse(features),
   "shuffle": lambda features, *, rngs: Permutation.random(features, rngs=rngs),
 }
@@ -104,12 +106,12 @@ __all__ = [
   "Logit",
   "MultiScale",
   "POTENTIALS",
+  "PeriodicConv",
   "Permutation",
   "QRLinear",
+  "QuadCoupling",
   "Reshape",
   "SVDLinear",
-  "PeriodicConv",
-  "QuadCoupling",
   "Scan",
   "Sigmoid",
   "Softplus",
@@ -120,8 +122,8 @@ __all__ = [
   "TOY_LOG_PROBS",
   "TOY_SAMPLERS",
   "Tanh",
-  "TriangularLinear",
   "TarFlow",
+  "TriangularLinear",
   "Uniform",
   "bits_per_dim",
   "causal_conv",
