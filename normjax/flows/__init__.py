@@ -3,17 +3,46 @@
 from normjax.flows._bijector import Bijector
 from normjax.flows._chain import Chain, Inverted
 from normjax.flows._coupling import Coupling
+from normjax.flows._dependent_data import (
+  block_log_prob,
+  hard_sigmoid_correlation,
+  sigmoid_correlation,
+)
+from normjax.flows._dependent_samplers import (
+  dependent_blocks,
+  dependent_normals,
+  warp_abs,
+  warp_crescent,
+  warp_crescent_cubed,
+  warp_sign,
+  warp_sine,
+)
 from normjax.flows._dequantization import bits_per_dim, dequantize, quantize
 from normjax.flows._diagonal_normal import DiagonalNormal
 from normjax.flows._distribution import Distribution
 from normjax.flows._elementwise_affine import ElementwiseAffine
 from normjax.flows._flow import Flow
+from normjax.flows._injective import (
+  decoder_log_volume,
+  encoder_log_volume,
+  injective_log_prob,
+  injective_loss,
+  orthogonal_probes,
+  volume_surrogate,
+)
 from normjax.flows._jet import Jet
 from normjax.flows._jet_big_vision import jet_from_big_vision
+from normjax.flows._kernel_coupling import KERNELS, KernelCoupling, start_kernel_points
+from normjax.flows._kernels import matern12, matern32, matern52, squared_exponential
 from normjax.flows._laplace import Laplace
 from normjax.flows._logistic import Logistic
 from normjax.flows._logit import Logit
 from normjax.flows._potentials import energy_u1, energy_u2, energy_u3, energy_u4
+from normjax.flows._relationship import (
+  decompose_relationship,
+  relationship_log_prob,
+  rotated_log_prob,
+)
 from normjax.flows._scan import Scan
 from normjax.flows._standard_normal import StandardNormal
 from normjax.flows._student_t import StudentT
@@ -41,6 +70,15 @@ TOY_SAMPLERS = {
   "two_spirals": two_spirals,
 }
 
+# `warp(z (n, 2)) -> (n, 2)` of the toy data sets in dependent blocks, by the paper's names.
+DEPENDENT_WARPS = {
+  "abs": warp_abs,
+  "crescent": warp_crescent,
+  "crescent_cubed": warp_crescent_cubed,
+  "sign": warp_sign,
+  "sine": warp_sine,
+}
+
 # `log_prob(x) -> (n,)`, the true density of those toy data sets that have one in closed form.
 TOY_LOG_PROBS = {
   "checkerboard": checkerboard_log_prob,
@@ -51,12 +89,15 @@ __all__ = [
   "Bijector",
   "Chain",
   "Coupling",
+  "DEPENDENT_WARPS",
   "DiagonalNormal",
   "Distribution",
   "ElementwiseAffine",
   "Flow",
   "Inverted",
   "Jet",
+  "KERNELS",
+  "KernelCoupling",
   "Laplace",
   "Logistic",
   "Logit",
@@ -68,19 +109,43 @@ __all__ = [
   "TOY_SAMPLERS",
   "Uniform",
   "bits_per_dim",
+  "block_log_prob",
   "checkerboard",
   "checkerboard_log_prob",
   "circles",
+  "decoder_log_volume",
+  "decompose_relationship",
+  "dependent_blocks",
+  "dependent_normals",
   "dequantize",
   "eight_gaussians",
   "eight_gaussians_log_prob",
+  "encoder_log_volume",
   "energy_u1",
   "energy_u2",
   "energy_u3",
   "energy_u4",
+  "hard_sigmoid_correlation",
+  "injective_log_prob",
+  "injective_loss",
   "jet_from_big_vision",
+  "matern12",
+  "matern32",
+  "matern52",
+  "orthogonal_probes",
   "pinwheel",
   "quantize",
+  "relationship_log_prob",
+  "rotated_log_prob",
+  "sigmoid_correlation",
+  "squared_exponential",
+  "start_kernel_points",
   "two_moons",
   "two_spirals",
+  "volume_surrogate",
+  "warp_abs",
+  "warp_crescent",
+  "warp_crescent_cubed",
+  "warp_sign",
+  "warp_sine",
 ]

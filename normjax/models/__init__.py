@@ -1,6 +1,8 @@
 """Whole networks: classifiers whose norm is chosen by name, generators built on one norm."""
 
 from normjax.models._attentive_lstm import AttentiveLSTM
+from normjax.models._ferumal import ferumal_flow
+from normjax.models._injective import InjectiveFlow
 from normjax.models._inpainting import InpaintingGenerator
 from normjax.models._lstm import LSTMClassifier
 from normjax.models._mlp import MLP
@@ -11,6 +13,7 @@ from normjax.models._vit import ViT
 __all__ = [
   "AttentiveLSTM",
   "FADEResBlock",
+  "InjectiveFlow",
   "InpaintingGenerator",
   "LSTMClassifier",
   "MLP",
@@ -19,4 +22,5 @@ __all__ = [
   "SPADEResBlock",
   "TSITStage",
   "ViT",
+  "ferumal_flow",
 ]
