@@ -7,6 +7,20 @@ from normjax.flows._chain import Chain, Inverted
 from normjax.flows._cinc_conv import CInCConv
 from normjax.flows._coupling import Coupling
 from normjax.flows._denoise import denoise
+from normjax.flows._dependent_data import (
+  block_log_prob,
+  hard_sigmoid_correlation,
+  sigmoid_correlation,
+)
+from normjax.flows._dependent_samplers import (
+  dependent_blocks,
+  dependent_normals,
+  warp_abs,
+  warp_crescent,
+  warp_crescent_cubed,
+  warp_sign,
+  warp_sine,
+)
 from normjax.flows._dequantization import bits_per_dim, dequantize, quantize
 from normjax.flows._diagonal_normal import DiagonalNormal
 from normjax.flows._distribution import Distribution
@@ -16,9 +30,19 @@ from normjax.flows._flow import Flow
 from normjax.flows._glow_coupling import AdditiveGlowCoupling, GlowCoupling
 from normjax.flows._householder_linear import HouseholderLinear, QRLinear, SVDLinear
 from normjax.flows._init_from_data import init_from_data
+from normjax.flows._injective import (
+  decoder_log_volume,
+  encoder_log_volume,
+  injective_log_prob,
+  injective_loss,
+  orthogonal_probes,
+  volume_surrogate,
+)
 from normjax.flows._invertible_linear import InvertibleLinear
 from normjax.flows._jet import Jet
 from normjax.flows._jet_big_vision import jet_from_big_vision
+from normjax.flows._kernel_coupling import KERNELS, KernelCoupling, start_kernel_points
+from normjax.flows._kernels import matern12, matern32, matern52, squared_exponential
 from normjax.flows._laplace import Laplace
 from normjax.flows._leaky_relu import LeakyReLU
 from normjax.flows._logistic import Logistic
@@ -29,6 +53,11 @@ from normjax.flows._periodic_conv import PeriodicConv
 from normjax.flows._permutation import Permutation
 from normjax.flows._potentials import energy_u1, energy_u2, energy_u3, energy_u4
 from normjax.flows._quad_coupling import QuadCoupling
+from normjax.flows._relationship import (
+  decompose_relationship,
+  relationship_log_prob,
+  rotated_log_prob,
+)
 from normjax.flows._reshape import Reshape, Squeeze
 from normjax.flows._scan import Scan
 from normjax.flows._sigmoid import Sigmoid
@@ -62,6 +91,15 @@ TOY_SAMPLERS = {
   "two_spirals": two_spirals,
 }
 
+# `warp(z (n, 2)) -> (n, 2)` of the toy data sets in dependent blocks, by the paper's names.
+DEPENDENT_WARPS = {
+  "abs": warp_abs,
+  "crescent": warp_crescent,
+  "crescent_cubed": warp_crescent_cubed,
+  "sign": warp_sign,
+  "sine": warp_sine,
+}
+
 # `log_prob(x) -> (n,)`, the true density of those toy data sets that have one in closed form.
 TOY_LOG_PROBS = {
   "checkerboard": checkerboard_log_prob,
@@ -87,6 +125,7 @@ __all__ = [
   "CInCConv",
   "Chain",
   "Coupling",
+  "DEPENDENT_WARPS",
   "DiagonalNormal",
   "Distribution",
   "ElementwiseAffine",
@@ -98,6 +137,8 @@ __all__ = [
   "Inverted",
   "InvertibleLinear",
   "Jet",
+  "KERNELS",
+  "KernelCoupling",
   "LULinear",
   "Laplace",
   "LeakyReLU",
@@ -126,24 +167,48 @@ __all__ = [
   "TriangularLinear",
   "Uniform",
   "bits_per_dim",
+  "block_log_prob",
   "causal_conv",
   "causal_conv_inverse",
   "checkerboard",
   "checkerboard_log_prob",
   "circles",
+  "decoder_log_volume",
+  "decompose_relationship",
   "denoise",
+  "dependent_blocks",
+  "dependent_normals",
   "dequantize",
   "eight_gaussians",
   "eight_gaussians_log_prob",
+  "encoder_log_volume",
   "energy_u1",
   "energy_u2",
   "energy_u3",
   "energy_u4",
+  "hard_sigmoid_correlation",
   "init_from_data",
+  "injective_log_prob",
+  "injective_loss",
   "jet_from_big_vision",
+  "matern12",
+  "matern32",
+  "matern52",
+  "orthogonal_probes",
   "pinwheel",
   "quantize",
+  "relationship_log_prob",
+  "rotated_log_prob",
+  "sigmoid_correlation",
+  "squared_exponential",
+  "start_kernel_points",
   "tracked_variance",
   "two_moons",
   "two_spirals",
+  "volume_surrogate",
+  "warp_abs",
+  "warp_crescent",
+  "warp_crescent_cubed",
+  "warp_sign",
+  "warp_sine",
 ]

@@ -1,7 +1,9 @@
 """Whole networks: classifiers whose norm is chosen by name, generators, and assembled flows."""
 
 from normjax.models._attentive_lstm import AttentiveLSTM
+from normjax.models._ferumal import ferumal_flow
 from normjax.models._glow import Glow
+from normjax.models._injective import InjectiveFlow
 from normjax.models._inpainting import InpaintingGenerator
 from normjax.models._lstm import LSTMClassifier
 from normjax.models._mlp import MLP
@@ -13,6 +15,7 @@ __all__ = [
   "AttentiveLSTM",
   "FADEResBlock",
   "Glow",
+  "InjectiveFlow",
   "InpaintingGenerator",
   "LSTMClassifier",
   "MLP",
@@ -21,4 +24,5 @@ __all__ = [
   "SPADEResBlock",
   "TSITStage",
   "ViT",
+  "ferumal_flow",
 ]
