@@ -41,7 +41,7 @@ from normjax.flows._injective import (
 from normjax.flows._invertible_linear import InvertibleLinear
 from normjax.flows._jet import Jet
 from normjax.flows._jet_big_vision import jet_from_big_vision
-from normjax.flows._kernel_coupling import KERNELS, KernelCoupling, start_kernel_points
+from normjax.flows._kernel_coupling import KERNELS, KernelCoupling
 from normjax.flows._kernels import matern12, matern32, matern52, squared_exponential
 from normjax.flows._laplace import Laplace
 from normjax.flows._leaky_relu import LeakyReLU
@@ -201,7 +201,6 @@ __all__ = [
   "rotated_log_prob",
   "sigmoid_correlation",
   "squared_exponential",
-  "start_kernel_points",
   "tracked_variance",
   "two_moons",
   "two_spirals",

@@ -13,7 +13,7 @@ T = TypeVar("T", Bijector, Flow)
 
 
 def init_from_data(flow: T, x: Float[Array, "b *event"], cond: PyTree | None = None) -> T:
-  """Return a flow with every `ActNorm` in it started from a batch of data.
+  """Return a flow with every layer that starts from data, an `ActNorm` say, started from a batch.
 
   Layer k sees what the layers before it, which are already initialized, make of `x` (B, ...):
   through `Chain`, `Scan` (a scan over layers), `Inverted`, `MultiScale`, and the networks of

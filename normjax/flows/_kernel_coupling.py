@@ -14,13 +14,9 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from normjax.flows._bijector import Bijector
-from normjax.flows._chain import Chain
 from normjax.flows._checks import check_batch, is_concrete
 from normjax.flows._coupling import Coupling
-from normjax.flows._flow import Flow
 from normjax.flows._kernels import check_scale, matern12, matern32, matern52, squared_exponential
-from normjax.flows._scan import Scan
 
 # `kernel(x (b, d), y (n, d), lengthscale, outputscale) -> (b, n)`, by name.
 KERNELS: dict[str, Callable[..., Array]] = {
@@ -38,7 +34,8 @@ class KernelCoupling(Coupling):
 
   with u the conditioning features of x (B, D), followed by `cond` if there is one; r (B, D - d) the
   others. Far away from all points s = t = 0, so the layer is the identity there. The weights
-  A_s, A_t (N, D - d) are zero at first: call `start_kernel_points` before training.
+  A_s, A_t (N, D - d) are zero at first: before training, `init_from_data` chooses the points among
+  the data, in their order, so shuffle these.
 
   Args:
     order: the D features, those that condition first.
@@ -149,6 +146,20 @@ class KernelCoupling(Coupling):
     s, t = features @ as_input(self.weights_scale), features @ as_input(self.weights_shift)
     return (s if self.bound is None else self.bound * jnp.tanh(s / self.bound)), t
 
+  def init_conditioner(self, x1, cond):
+    """Take the points from data and the lengthscales from their distances; return `(s, t)`.
+
+    points = the first N rows of u;  lengthscale_i = the median of |points_ai - points_bi| over pairs
+    a < b (1 where that is 0)
+    """
+    count, dtype = self.points.shape[0], self.points.dtype
+    if count > x1.shape[0]:
+      raise ValueError(f"x must have a row for each of the {count} points, got {x1.shape[0]} rows")
+    points = self.inputs(x1, cond)[:count].astype(dtype)
+    self.points[...] = points
+    self.log_lengthscale[...] = jnp.log(_median_distance(points))
+    return self.conditioner(x1, cond)
+
   def transform(self, x2, theta):
     """Return `(exp(s) r + t, sum(s))`."""
     s, t = theta
@@ -158,83 +169,6 @@ class KernelCoupling(Coupling):
     """Return `((y - t) exp(-s), -sum(s))`."""
     s, t = theta
     return ((y2 - t) * jnp.exp(-s)).astype(y2.dtype), -jnp.sum(s, axis=1)
-
-
-def start_kernel_points(
-  model: Flow | Bijector, x: Float[Array, "n d"], cond: Array | None = None, *, key: Array
-) -> nnx.State:
-  """Choose the points of every `KernelCoupling` among data, and lengthscales to match.
-
-  points = N rows of what reaches the layer from x (n, D), drawn without replacement;
-  lengthscale_i = the median of |points_ai - points_bi| over pairs a < b (1 where that is 0)
-
-  The data run through the layers once; the layer after the next sees the output of those that have
-  already started. The rows are the same ones in every layer.
-
-  Args:
-    model: a `Flow`, or a bijector made of `Chain`s, `Scan`s and others.
-    x: training data, or a large batch of them.
-    cond: their conditions.
-    key: a PRNG key for the choice of the rows.
-
-  Returns:
-    New values of all Variables of `model`: `nnx.update(model, start_kernel_points(...))`. The
-    argument itself is left as it is.
-
-  Raises:
-    ValueError: if there is no `KernelCoupling`, or one has more points than x has rows.
-
-  Reference:
-    English, Kirchler, Lippert, "Kernelised Normalising Flows", 2023, arXiv 2307.14839.
-
-  Example:
-    >>> import jax
-    >>> from flax import nnx
-    >>> from normjax import flows
-    >>> layer = flows.KernelCoupling([0, 1], 1, num_points=3, rngs=nnx.Rngs(0))
-    >>> x = jax.random.normal(jax.random.key(0), (100, 2))
-    >>> nnx.update(layer, flows.start_kernel_points(layer, x, key=jax.random.key(1)))
-    >>> bool(jax.numpy.isin(layer.points[...], x[:, 0]).all())
-    True
-  """
-  bijector = model.bijector if isinstance(model, Flow) else model
-  if not any(isinstance(module, KernelCoupling) for _, module in nnx.iter_modules(bijector)):
-    raise ValueError(f"model must hold a KernelCoupling, got {type(bijector).__name__}")
-  # Conditions go along with their rows.
-  rows = jax.random.permutation(key, x.shape[0])
-  cond = jax.tree.map(lambda leaf: leaf[rows], cond)
-  model = nnx.merge(*nnx.split(model), copy=True)
-  _start(model.bijector if isinstance(model, Flow) else model, x[rows], cond)
-  return nnx.state(model)
-
-
-def _start(bijector: Bijector, x, cond) -> Array:
-  """Start the layers of `bijector` in place; return what they make of `x`."""
-  if isinstance(bijector, KernelCoupling):
-    inputs = bijector.inputs(bijector.split(x)[0], cond)
-    count, dtype = bijector.points.shape[0], bijector.points.dtype
-    if count > x.shape[0]:
-      raise ValueError(f"x must have a row for each of the {count} points, got {x.shape[0]} rows")
-    points = inputs[:count].astype(dtype)
-    bijector.points[...] = points
-    bijector.log_lengthscale[...] = jnp.log(_median_distance(points))
-  elif isinstance(bijector, Chain):
-    for layer in bijector.bijectors:
-      x = _start(layer, x, cond)
-    return x
-  elif isinstance(bijector, Scan):
-    graphdef, state = nnx.split(bijector.layers)
-
-    def body(x, state):
-      layer = nnx.merge(graphdef, state)
-      x = _start(layer, x, cond)
-      return x, nnx.to_pure_dict(nnx.state(layer))
-
-    x, started = jax.lax.scan(body, x, nnx.to_pure_dict(state))
-    nnx.replace_by_pure_dict(state, started)
-    nnx.update(bijector.layers, state)
-    return x
-  return bijector.forward(x, cond)[0]
 
 
 def _median_distance(points: Float[Array, "n d"]) -> Float[Array, "d"]:

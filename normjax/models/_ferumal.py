@@ -34,8 +34,7 @@ def ferumal_flow(
   condition. Each layer has 2 N (dim - d) + (N + 1) (d + cond_dim) + 1 parameters for N points, N
   (d + cond_dim) fewer if the points are not trained.
 
-  It is the identity at first; give it data before training:
-  `nnx.update(flow, flows.start_kernel_points(flow, x, key=key))`.
+  It is the identity at first; start it from shuffled data: `flow = flows.init_from_data(flow, x)`.
 
   Args:
     dim: features, at least 2.
