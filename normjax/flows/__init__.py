@@ -7,13 +7,27 @@ from normjax.flows._dequantization import bits_per_dim, dequantize, quantize
 from normjax.flows._diagonal_normal import DiagonalNormal
 from normjax.flows._distribution import Distribution
 from normjax.flows._elementwise_affine import ElementwiseAffine
+from normjax.flows._elementwise_coupling import (
+  AdditiveCoupling,
+  AffineCoupling,
+  ElementwiseCoupling,
+  RQSCoupling,
+  mask_to_order,
+)
 from normjax.flows._flow import Flow
 from normjax.flows._jet import Jet
 from normjax.flows._jet_big_vision import jet_from_big_vision
 from normjax.flows._laplace import Laplace
 from normjax.flows._logistic import Logistic
 from normjax.flows._logit import Logit
+from normjax.flows._masked_autoregressive import MaskedAutoregressive
+from normjax.flows._modified_spline import modified_spline, modified_spline_inverse
 from normjax.flows._potentials import energy_u1, energy_u2, energy_u3, energy_u4
+from normjax.flows._rational_quadratic_spline import (
+  rational_quadratic_spline,
+  rational_quadratic_spline_inverse,
+)
+from normjax.flows._residual_network import MADE
 from normjax.flows._scan import Scan
 from normjax.flows._standard_normal import StandardNormal
 from normjax.flows._student_t import StudentT
@@ -25,6 +39,14 @@ from normjax.flows._toy_samplers import (
   pinwheel,
   two_moons,
   two_spirals,
+)
+from normjax.flows._transforms import (
+  AdditiveTransform,
+  AffineTransform,
+  ConditionalAffineTransform,
+  ModifiedRQSTransform,
+  RQSTransform,
+  Transform,
 )
 from normjax.flows._uniform import Uniform
 
@@ -48,24 +70,36 @@ TOY_LOG_PROBS = {
 }
 
 __all__ = [
+  "AdditiveCoupling",
+  "AdditiveTransform",
+  "AffineCoupling",
+  "AffineTransform",
   "Bijector",
   "Chain",
+  "ConditionalAffineTransform",
   "Coupling",
   "DiagonalNormal",
   "Distribution",
   "ElementwiseAffine",
+  "ElementwiseCoupling",
   "Flow",
   "Inverted",
   "Jet",
   "Laplace",
   "Logistic",
   "Logit",
+  "MADE",
+  "MaskedAutoregressive",
+  "ModifiedRQSTransform",
   "POTENTIALS",
+  "RQSCoupling",
+  "RQSTransform",
   "Scan",
   "StandardNormal",
   "StudentT",
   "TOY_LOG_PROBS",
   "TOY_SAMPLERS",
+  "Transform",
   "Uniform",
   "bits_per_dim",
   "checkerboard",
@@ -79,8 +113,13 @@ __all__ = [
   "energy_u3",
   "energy_u4",
   "jet_from_big_vision",
+  "mask_to_order",
+  "modified_spline",
+  "modified_spline_inverse",
   "pinwheel",
   "quantize",
+  "rational_quadratic_spline",
+  "rational_quadratic_spline_inverse",
   "two_moons",
   "two_spirals",
 ]

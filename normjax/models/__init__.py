@@ -1,6 +1,7 @@
-"""Whole networks: classifiers whose norm is chosen by name, generators built on one norm."""
+"""Whole networks: classifiers whose norm is chosen by name, generators built on one norm, flows."""
 
 from normjax.models._attentive_lstm import AttentiveLSTM
+from normjax.models._flows import maf, rqs_coupling_flow
 from normjax.models._inpainting import InpaintingGenerator
 from normjax.models._lstm import LSTMClassifier
 from normjax.models._mlp import MLP
@@ -19,4 +20,6 @@ __all__ = [
   "SPADEResBlock",
   "TSITStage",
   "ViT",
+  "maf",
+  "rqs_coupling_flow",
 ]
