@@ -54,8 +54,10 @@ def spline_inverse(
 
 
 def _log_slope(delta, theta, d0, d1):
-  q = theta * (1 - theta)
-  numerator = d1 * theta**2 + 2 * delta * q + d0 * (1 - theta) ** 2
+  # Rounding may take theta beyond 1. No `clip`: it halves the gradient at 1 itself.
+  rest = jnp.where(theta <= 1, 1 - theta, 0)
+  q = theta * rest
+  numerator = d1 * theta**2 + 2 * delta * q + d0 * rest**2
   denominator = delta * (1 - 2 * q) + (d0 + d1) * q
   return 2 * jnp.log(delta) + jnp.log(numerator) - 2 * jnp.log(denominator)
 
