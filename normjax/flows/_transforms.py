@@ -87,7 +87,7 @@ class AffineTransform(Transform):
 
 
 class AdditiveTransform(Transform):
-  """Shifts: y = x + t, raw (*batch, 1) = t; volume stays.
+  """Adds a shift: y = x + t, raw (*batch, 1) = t; volume stays.
 
   Reference:
     Dinh, Krueger, Bengio, "NICE: non-linear independent components estimation", 2014,
@@ -206,7 +206,7 @@ class ModifiedRQSTransform(Transform):
 
 
 class ConditionalAffineTransform(Transform):
-  """Shifts, then scales: y = (x + t) s, s = sigmoid(u + 2) + epsilon, raw (*batch, 2) = (t, u).
+  """Applies a shift, then a scale: y = (x + t) s, s = sigmoid(u + 2) + epsilon, raw (*batch, 2) = (t, u).
 
   The affine map of conditional super-resolution flows. Its inverse may multiply by 1 / epsilon
   ("exploding inverse"); `reciprocal` takes 1 / s instead, and moves the explosion to `forward`.
