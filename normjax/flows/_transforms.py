@@ -206,7 +206,9 @@ class ModifiedRQSTransform(Transform):
 
 
 class ConditionalAffineTransform(Transform):
-  """Applies a shift, then a scale: y = (x + t) s, s = sigmoid(u + 2) + epsilon, raw (*batch, 2) = (t, u).
+  """Applies a shift, then a scale.
+
+  y = (x + t) s, s = sigmoid(u + 2) + epsilon, raw (*batch, 2) = (t, u)
 
   The affine map of conditional super-resolution flows. Its inverse may multiply by 1 / epsilon
   ("exploding inverse"); `reciprocal` takes 1 / s instead, and moves the explosion to `forward`.
