@@ -25,6 +25,13 @@ from normjax.flows._dequantization import bits_per_dim, dequantize, quantize
 from normjax.flows._diagonal_normal import DiagonalNormal
 from normjax.flows._distribution import Distribution
 from normjax.flows._elementwise_affine import ElementwiseAffine
+from normjax.flows._elementwise_coupling import (
+  AdditiveCoupling,
+  AffineCoupling,
+  ElementwiseCoupling,
+  RQSCoupling,
+  mask_to_order,
+)
 from normjax.flows._emerging_conv import EmergingConv
 from normjax.flows._flow import Flow
 from normjax.flows._glow_coupling import AdditiveGlowCoupling, GlowCoupling
@@ -48,17 +55,24 @@ from normjax.flows._leaky_relu import LeakyReLU
 from normjax.flows._logistic import Logistic
 from normjax.flows._logit import Logit
 from normjax.flows._lu_linear import LULinear, SoftplusLULinear, TriangularLinear
+from normjax.flows._masked_autoregressive import MaskedAutoregressive
+from normjax.flows._modified_spline import modified_spline, modified_spline_inverse
 from normjax.flows._multi_scale import MultiScale
 from normjax.flows._periodic_conv import PeriodicConv
 from normjax.flows._permutation import Permutation
 from normjax.flows._potentials import energy_u1, energy_u2, energy_u3, energy_u4
 from normjax.flows._quad_coupling import QuadCoupling
+from normjax.flows._rational_quadratic_spline import (
+  rational_quadratic_spline,
+  rational_quadratic_spline_inverse,
+)
 from normjax.flows._relationship import (
   decompose_relationship,
   relationship_log_prob,
   rotated_log_prob,
 )
 from normjax.flows._reshape import Reshape, Squeeze
+from normjax.flows._residual_network import MADE
 from normjax.flows._scan import Scan
 from normjax.flows._sigmoid import Sigmoid
 from normjax.flows._softplus import Softplus
@@ -76,6 +90,14 @@ from normjax.flows._toy_samplers import (
   two_spirals,
 )
 from normjax.flows._tracked_variance import tracked_variance
+from normjax.flows._transforms import (
+  AdditiveTransform,
+  AffineTransform,
+  ConditionalAffineTransform,
+  ModifiedRQSTransform,
+  RQSTransform,
+  Transform,
+)
 from normjax.flows._uniform import Uniform
 
 # Energies U of two-dimensional densities p(z) ~ exp(-U(z)), by their names in the literature.
@@ -120,15 +142,21 @@ INVERTIBLE_CONVOLUTIONS = {
 
 __all__ = [
   "ActNorm",
+  "AdditiveCoupling",
   "AdditiveGlowCoupling",
+  "AdditiveTransform",
+  "AffineCoupling",
+  "AffineTransform",
   "Bijector",
   "CInCConv",
   "Chain",
+  "ConditionalAffineTransform",
   "Coupling",
   "DEPENDENT_WARPS",
   "DiagonalNormal",
   "Distribution",
   "ElementwiseAffine",
+  "ElementwiseCoupling",
   "EmergingConv",
   "Flow",
   "GlowCoupling",
@@ -145,12 +173,17 @@ __all__ = [
   "LeakyTanh",
   "Logistic",
   "Logit",
+  "MADE",
+  "MaskedAutoregressive",
+  "ModifiedRQSTransform",
   "MultiScale",
   "POTENTIALS",
   "PeriodicConv",
   "Permutation",
   "QRLinear",
   "QuadCoupling",
+  "RQSCoupling",
+  "RQSTransform",
   "Reshape",
   "SVDLinear",
   "Scan",
@@ -164,6 +197,7 @@ __all__ = [
   "TOY_SAMPLERS",
   "Tanh",
   "TarFlow",
+  "Transform",
   "TriangularLinear",
   "Uniform",
   "bits_per_dim",
@@ -191,12 +225,17 @@ __all__ = [
   "injective_log_prob",
   "injective_loss",
   "jet_from_big_vision",
+  "mask_to_order",
   "matern12",
   "matern32",
   "matern52",
+  "modified_spline",
+  "modified_spline_inverse",
   "orthogonal_probes",
   "pinwheel",
   "quantize",
+  "rational_quadratic_spline",
+  "rational_quadratic_spline_inverse",
   "relationship_log_prob",
   "rotated_log_prob",
   "sigmoid_correlation",

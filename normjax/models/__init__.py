@@ -4,6 +4,10 @@ from normjax.models._attentive_lstm import AttentiveLSTM
 from normjax.models._ferumal import ferumal_flow
 from normjax.models._glow import Glow
 from normjax.models._injective import InjectiveFlow
+
+"""Whole networks: classifiers whose norm is chosen by name, generators built on one norm, flows."""
+
+from normjax.models._flows import maf, rqs_coupling_flow
 from normjax.models._inpainting import InpaintingGenerator
 from normjax.models._lstm import LSTMClassifier
 from normjax.models._mlp import MLP
@@ -25,4 +29,6 @@ __all__ = [
   "TSITStage",
   "ViT",
   "ferumal_flow",
+  "maf",
+  "rqs_coupling_flow",
 ]
