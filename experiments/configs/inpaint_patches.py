@@ -1,11 +1,9 @@
 """Inpainting with Region Normalization on 32x32 colour patches of natural photos.
 
-Measured, seed 0, halfway (both runs were stopped at step 500 of 1000): squared error in the holes
-of 600 held-out patches, region norms 0.0238 at step 250 and 0.0199 at step 500; with
-`--config.norm.name=instance_norm` 0.0360 and 0.0284. The 500 steps took 19 and 14 minutes on 2 CPU
-cores that some ten other processes shared; one seed, so the order is likely and no more.
-With instance norm, all 8842 held-out patches: PSNR 17.49 dB in the hole, less than what the mean
-colour outside the hole (19.22) or around it (22.55) gives: so short a run does not inpaint well.
+Measured, seed 0, all 8842 held-out patches: PSNR in the hole 20.87 ± 0.05 dB with region norms,
+18.87 ± 0.05 with `--config.norm.name=instance_norm`, after 1000 steps and 6 and 5 minutes of CPU
+time. One seed each. Filling the hole with the mean colour outside it gives 19.21, with that around
+it 22.53: so small a net and so short a run find the colour but not yet the texture.
 """
 
 from experiments.configs.common import inpainting_config

@@ -149,8 +149,8 @@ class KernelCoupling(Coupling):
   def init_conditioner(self, x1, cond):
     """Take the points from data and the lengthscales from their distances; return `(s, t)`.
 
-    points = the first N rows of u;  lengthscale_i = the median of |points_ai - points_bi| over pairs
-    a < b (1 where that is 0)
+    points = the first N rows of u;  lengthscale_i = the median of |points_ai - points_bi| over
+    pairs a < b (1 where that is 0)
     """
     count, dtype = self.points.shape[0], self.points.dtype
     if count > x1.shape[0]:

@@ -166,7 +166,7 @@ class MADE(nnx.Module):
       raise ValueError(f"x must have shape (b, {self.dim}), got {x.shape}")
     check_cond(cond, x.shape[0], self.cond_dim)
     h: Any = self.first(x)
-    if self.context is not None:
+    if self.context is not None and cond is not None:
       cond = cond.astype(x.dtype)
       h = h + jax.nn.relu(self.context(cond))
     h = h if self.residual else jax.nn.relu(h)

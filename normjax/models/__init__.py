@@ -1,13 +1,10 @@
-"""Whole networks: classifiers whose norm is chosen by name, generators, and assembled flows."""
+"""Whole networks: classifiers whose norm is chosen by name, generators built on one norm, flows."""
 
 from normjax.models._attentive_lstm import AttentiveLSTM
 from normjax.models._ferumal import ferumal_flow
+from normjax.models._flows import maf, rqs_coupling_flow
 from normjax.models._glow import Glow
 from normjax.models._injective import InjectiveFlow
-
-"""Whole networks: classifiers whose norm is chosen by name, generators built on one norm, flows."""
-
-from normjax.models._flows import maf, rqs_coupling_flow
 from normjax.models._inpainting import InpaintingGenerator
 from normjax.models._lstm import LSTMClassifier
 from normjax.models._mlp import MLP
