@@ -136,7 +136,8 @@ def shifted_moments(
   def around(x: Any, shift: Any) -> Any:
     kept = reduction.keep(x - shift)
     mean = reduction.mean(kept)
-    variance = reduction.mean(kept * kept) - mean * mean
+    finite = jnp.minimum(mean * mean, jnp.finfo(mean.dtype).max)  # infinity less itself is NaN
+    variance = reduction.mean(kept * kept) - finite
     return mean, jnp.maximum(variance, jnp.zeros_like(variance))
 
   shift = alone(near)(x)
