@@ -61,6 +61,31 @@ def test_tails_have_slope_one_and_points_outside_raise():
     flows.rational_quadratic_spline_inverse(jnp.array([0.5, 1.5]), *bounded)
 
 
+def test_knots_go_to_knots_with_their_slopes():
+  rng = np.random.default_rng(1)
+  widths, heights, derivatives = (rng.normal(size=n) for n in (4, 4, 5))
+  share = lambda raw: 1e-3 + (1 - 4e-3) * np.exp(raw) / np.exp(raw).sum()
+  knots = lambda low, size, raw: low + size * np.concatenate([[0], np.cumsum(share(raw))])
+  x, y = knots(-1.0, 3.0, widths), knots(2.0, 5.0, heights)
+  box = {"left": -1.0, "right": 2.0, "bottom": 2.0, "top": 7.0}
+  with jax.enable_x64(True):
+    raws = [
+      jnp.broadcast_to(jnp.asarray(r)[None], (5, r.size)) for r in (widths, heights, derivatives)
+    ]
+    found, log_slope = flows.rational_quadratic_spline(jnp.asarray(x), *raws, **box)
+    back, _ = flows.rational_quadratic_spline_inverse(jnp.asarray(y), *raws, **box)
+  np.testing.assert_allclose(found, y, rtol=1e-12)
+  np.testing.assert_allclose(back, x, atol=1e-12)
+  np.testing.assert_allclose(np.exp(log_slope), 1e-3 + np.log1p(np.exp(derivatives)), rtol=1e-9)
+
+
+def test_one_bin_of_slope_one_is_a_line():
+  x, raw = jnp.linspace(-3, 3, 7), jnp.zeros((7, 1))
+  y, log_slope = flows.rational_quadratic_spline(x, raw, raw, jnp.zeros((7, 0)), **BOX)
+  np.testing.assert_allclose(y, x, atol=1e-6)
+  np.testing.assert_allclose(log_slope, 0, atol=1e-6)
+
+
 def test_modified_spline_never_moves_a_point_by_more_than_its_box():
   rng = np.random.default_rng(0)
   value = jnp.asarray(rng.normal(size=10_000), jnp.float32)
