@@ -18,7 +18,7 @@ export JUPYTER_CONFIG_DIR := $(CACHE)/jupyter
 export JUPYTER_DATA_DIR := $(CACHE)/jupyter
 export JUPYTER_RUNTIME_DIR := $(CACHE)/jupyter/runtime
 
-.PHONY: install train lint test
+.PHONY: install train lint test test-slow
 
 install: $(STAMP)
 
@@ -40,3 +40,5 @@ lint: $(STAMP)
 test: lint
 	$(BIN)/python -m pytest -n 2
 
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -n 2 -m slow

@@ -12,6 +12,7 @@ from flax import nnx
 
 from normjax import flows
 from tests.contracts.bijectors import BATCH, ROWS
+from tests.contracts.variants import variants_slow
 
 # Bases to derive from: they can't be constructed.
 ABSTRACT = {"Bijector", "Coupling"}
@@ -179,7 +180,7 @@ def test_bad_shapes_are_refused(name):
       bijector.inverse(jnp.full(shape, 0.5), cond)
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", variants_slow(ROWS))
 def test_jit_equals_eager(name):
   (x, z, cond), results = _results(name, "float32")
   bijector = _made(name)
@@ -188,7 +189,7 @@ def test_jit_equals_eager(name):
       np.testing.assert_allclose(eager, jitted, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", variants_slow(ROWS))
 def test_log_det_is_wide_under_bfloat16(name):
   row = ROWS[name]
   (x, z, cond), graphdef_state = _inputs(row), nnx.split(_made(name))
@@ -232,7 +233,7 @@ def test_gradients_are_finite(name):
   assert not params_bar or any(np.any(leaf != 0) for leaf in params_bar)
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", variants_slow(ROWS))
 def test_nnx_modes_give_the_same_program(name):
   def program():
     gradients, arguments = _gradients(name)

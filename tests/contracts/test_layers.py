@@ -19,6 +19,7 @@ from normjax import norms
 from normjax.carried import GradCarried
 from normjax.linen import to_linen
 from normjax.norms._running import RunningMode
+from tests.contracts.variants import variants_slow
 
 N = 6
 EVERY_OTHER = np.array([True, False, True, True, False, True])
@@ -227,7 +228,7 @@ def test_every_layer_has_a_row_and_every_row_a_layer():
   assert {row.cls for row in ROWS.values()} == public
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", variants_slow(ROWS))
 def test_jit_equals_eager(name):
   row = ROWS[name]
   x, _, params, _, jitted = plain(name)
@@ -355,7 +356,7 @@ def test_gradient_is_that_of_finite_differences(name, mode):
     check_grads(f, (params, x), order=1, modes=["rev"], atol=1e-6, rtol=1e-6, eps=1e-5)
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", variants_slow(ROWS))
 def test_linen_equals_nnx(name):
   row = ROWS[name]
   x, _, params, rest, (y, _, (increments, new)) = plain(name)
@@ -403,7 +404,7 @@ def test_checkpoint_brings_every_variable_back(tmp_path):
     assert np.array_equal(*outputs)
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", variants_slow(ROWS))
 def test_batch_sharded_over_eight_devices_equals_one_device(name):
   row = ROWS[name]
   # In float64, as sums over devices round otherwise; state keeps its float32.
@@ -422,7 +423,7 @@ def test_batch_sharded_over_eight_devices_equals_one_device(name):
   assert_close(sharded[2], unsharded[2], rtol=2e-6)
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", variants_slow(ROWS))
 def test_tree_mode_equals_graph_mode(name):
   x, _, _, _, graph = plain(name)
   with nnx.set_graph_mode(False), nnx.set_graph_updates(False):

@@ -11,7 +11,16 @@ FOLDER = Path(common.__file__).parent
 NAMES = sorted(path.stem for path in FOLDER.glob("*_*.py") if path.stem != "__init__")
 
 
-@pytest.mark.parametrize("name", NAMES)
+# These differ from another experiment of their task in its data and sizes alone.
+SIBLINGS = {
+  "classify_fashion", "classify_fashion_m", "inpaint_fashion", "jet_fashion", "jet_imagenet64",
+  "jet_patches",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+  "name", [pytest.param(n, marks=pytest.mark.slow) if n in SIBLINGS else n for n in NAMES]
+)
 def test_tiny_modes_train(name, tmp_path):
   config = importlib.import_module(f"experiments.configs.{name}").get_config("tiny")
   config.update(total_steps=2, eval_every=2, save_every=2)

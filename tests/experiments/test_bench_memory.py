@@ -12,6 +12,7 @@ def _run(*arguments):
   return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_prints_the_table_it_writes(tmp_path):
   out = tmp_path / "memory.json"
   done = _run(*TINY, f"--out={out}")

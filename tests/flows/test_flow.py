@@ -118,7 +118,9 @@ PLANE = {
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("name", PLANE)
+@pytest.mark.parametrize(
+  "name", [pytest.param(n, marks=pytest.mark.slow) if n == "Jet" else n for n in PLANE]
+)
 def test_density_integrates_to_one(name):
   shape = (1, 1, 2) if name == "Jet" else (2,)
   flow = flows.Flow(PLANE[name](), flows.StandardNormal(shape))

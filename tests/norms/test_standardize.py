@@ -49,10 +49,10 @@ def functions(kind, center, gain, shift):
   ("kind", "center", "gain", "shift"),
   [
     ("rows", True, True, True),
-    ("rows", False, True, False),
-    ("rows", True, False, True),
+    pytest.param("rows", False, True, False, marks=pytest.mark.slow),
+    pytest.param("rows", True, False, True, marks=pytest.mark.slow),
     ("batch", True, True, True),
-    ("channels", True, False, True),
+    pytest.param("channels", True, False, True, marks=pytest.mark.slow),
     ("groups", True, True, True),
   ],
 )
