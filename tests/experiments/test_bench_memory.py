@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 TINY = ("--depths=6", "--width=4", "--batch=8", "--rounds=1")
 
 
