@@ -17,19 +17,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.benchmarks._work import Peer, Work
+from experiments.benchmarks._work import Peer, Work, affine_inputs, jitted_peer
 from normjax import norms
 
 _IMAGES, _TOKENS = (32, 32, 32, 64), (64, 32, 512)
 _EPSILON, _DECAY, _BACKWARD_DECAY, _CLAMP = 1e-5, 0.999, 0.99, 5.0
 _POWER_DECAY = 0.9
-
-
-def _inputs(shape: tuple[int, ...]) -> dict[str, np.ndarray]:
-  rng = np.random.default_rng(0)
-  draw = lambda *s: rng.standard_normal(s).astype(np.float32)
-  c = shape[-1]
-  return {"x": draw(*shape), "scale": 1 + 0.1 * draw(c), "bias": draw(c), "ct": draw(*shape)}
 
 
 def _checkout(variable: str, inside: str) -> Path:
@@ -50,18 +43,11 @@ def _ours(layer: Any) -> Peer:
     dx, dscale, dbias, increments = vjp(ct)
     return [y, dx, dscale, dbias], state, jax.tree.map(jnp.add, control, increments)
 
-  def make(inputs: dict[str, np.ndarray]) -> Any:
+  def prepared(inputs: dict[str, np.ndarray]) -> Any:
     x, scale, bias, ct = jax.device_put([inputs[k] for k in ("x", "scale", "bias", "ct")])
-    state, control = layer.start(x.shape[-1])
-    return lambda: step(x, scale, bias, state, control, ct)
+    return step, (x, scale, bias, *layer.start(x.shape[-1]), ct)
 
-  def temporaries(inputs: dict[str, np.ndarray]) -> int:
-    state, control = layer.start(inputs["x"].shape[-1])
-    given = *(inputs[k] for k in ("x", "scale", "bias")), state, control, inputs["ct"]
-    return step.lower(*given).compile().memory_analysis().temp_size_in_bytes
-
-  read = lambda out: [np.asarray(v) for v in out[0]]
-  return Peer(make, jax.block_until_ready, read, temporaries)
+  return jitted_peer(prepared, lambda out: [np.asarray(v) for v in out[0]])
 
 
 class _OnlineNorm:
@@ -151,7 +137,7 @@ def _power_norm_exact(inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
 def _work(shape: tuple[int, ...], layer: Any, theirs: Peer, exact: Any, target: float) -> Work:
   peers = {"normjax": _ours(layer), "authors": theirs}
   targets = dict.fromkeys(("default", "pooled"), target)
-  return Work(lambda: _inputs(shape), peers, exact, 6, base="authors", target=targets)
+  return Work(lambda: affine_inputs(shape), peers, exact, 6, base="authors", target=targets)
 
 
 WORKS = {

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from experiments.benchmarks._work import Peer, Work
+from experiments.benchmarks._work import Peer, Work, jitted_peer
 from normjax import flows
 
 
@@ -42,16 +42,9 @@ def _exact_inverse(inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
 
 
 def _peer(function: Any, **more: Any) -> Peer:
-  given = lambda inputs: jax.device_put((inputs["x"], inputs["kernel"]))
   run = jax.jit(function)
-
-  def temporaries(inputs: dict[str, np.ndarray]) -> int:
-    return run.lower(*given(inputs)).compile().memory_analysis().temp_size_in_bytes
-
-  return Peer(
-    lambda inputs: functools.partial(run, *given(inputs)),
-    jax.block_until_ready, lambda out: [np.asarray(out)], temporaries, **more,
-  )  # fmt: skip
+  prepared = lambda inputs: (run, jax.device_put((inputs["x"], inputs["kernel"])))
+  return jitted_peer(prepared, lambda out: [np.asarray(out)], **more)
 
 
 def _flax(x: Any, kernel: Any) -> Any:

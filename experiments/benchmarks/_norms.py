@@ -9,19 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from experiments.benchmarks._work import Peer, Work
+from experiments.benchmarks._work import Peer, Work, affine_inputs, jitted_peer
 from normjax import norms
 
 # Those whose layers need no state threaded through.
 _EQUINOX = {"layer_norm": "LayerNorm", "rms_norm": "RMSNorm", "group_norm": "GroupNorm"}
-
-
-def _inputs(shape: tuple[int, ...], mean: float = 0.0) -> dict[str, np.ndarray]:
-  rng = np.random.default_rng(0)
-  draw = lambda *s: rng.standard_normal(s).astype(np.float32)
-  c = shape[-1]
-  x = draw(*shape) + np.float32(mean)
-  return {"x": x, "scale": 1 + 0.1 * draw(c), "bias": draw(c), "ct": draw(*shape)}
 
 
 def _nnx(build: Any, backward: bool) -> Peer:
@@ -50,15 +42,7 @@ def _nnx(build: Any, backward: bool) -> Peer:
 
     return run, (params, *jax.device_put((inputs["x"], inputs["ct"])))
 
-  def make(inputs: dict[str, np.ndarray]) -> Any:
-    run, given = prepared(inputs)
-    return functools.partial(run, *given)
-
-  def temporaries(inputs: dict[str, np.ndarray]) -> int:
-    run, given = prepared(inputs)
-    return run.lower(*given).compile().memory_analysis().temp_size_in_bytes
-
-  return Peer(make, jax.block_until_ready, lambda out: [np.asarray(v) for v in out], temporaries)
+  return jitted_peer(prepared, lambda out: [np.asarray(v) for v in out])
 
 
 def _torch(name: str, backward: bool, **options: Any) -> Peer:
@@ -192,7 +176,7 @@ def _work(shape, ours, flax, torch, exact, target, *, backward, mean=0.0, passes
     if name in _EQUINOX:
       peers["equinox"] = _equinox(_EQUINOX[name], backward)
   return Work(
-    functools.partial(_inputs, shape, mean), peers,
+    functools.partial(affine_inputs, shape, mean), peers,
     _exact(groups, epsilon, center, bias, backward),
     passes if backward else 3, target=target, **more,
   )  # fmt: skip

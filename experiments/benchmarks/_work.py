@@ -1,9 +1,11 @@
 """One thing to measure, and who does it."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
 
 
@@ -40,3 +42,30 @@ class Work:
   tolerance: float = 1e-4
   base: str = "flax"
   target: dict[str, float] = dataclasses.field(default_factory=dict)
+
+
+def affine_inputs(shape: tuple[int, ...], mean: float = 0.0) -> dict[str, np.ndarray]:
+  """Draw `x` and the cotangent `ct` (*shape), and `scale` and `bias` for the last axis."""
+  rng = np.random.default_rng(0)
+  draw = lambda *s: rng.standard_normal(s).astype(np.float32)
+  c = shape[-1]
+  x = draw(*shape) + np.float32(mean)
+  return {"x": x, "scale": 1 + 0.1 * draw(c), "bias": draw(c), "ct": draw(*shape)}
+
+
+def jitted_peer(
+  prepared: Callable[[dict[str, np.ndarray]], tuple[Any, tuple]],
+  read: Callable[[Any], list[np.ndarray]],
+  **more: Any,
+) -> Peer:
+  """Return the peer of a jitted function: `prepared(inputs)` gives it and its arguments."""
+
+  def make(inputs: dict[str, np.ndarray]) -> Callable[[], Any]:
+    run, given = prepared(inputs)
+    return functools.partial(run, *given)
+
+  def temporaries(inputs: dict[str, np.ndarray]) -> int:
+    run, given = prepared(inputs)
+    return run.lower(*given).compile().memory_analysis().temp_size_in_bytes
+
+  return Peer(make, jax.block_until_ready, read, temporaries, **more)

@@ -1,24 +1,13 @@
 """A small ResNet on Fashion-M: clothes on natural colour patches, 32x32, ten classes."""
 
-from experiments.configs.common import classification_config
+from experiments.configs import classify_fashion
 
 
 def get_config(mode: str = ""):
-  config = classification_config()
-  config.data.name = "fashion_m"
-  config.model.resnet.update(width=16, stem_stride=2)
-  config.batch_size = 128
-  config.total_steps = 1500
-  config.update(log_every=20, eval_every=150, save_every=500)
-  config.eval.update(batch_size=500, examples=2000)
-  if mode == "tiny":
-    config.data.update(name="generated", options={"size": 32, "num_train": 64, "num_test": 16})
-    config.model.mlp.update(width=8)
-    config.model.resnet.update(width=4, depths=(1, 2))
-    config.model.vit.update(patch_size=8, features=8, depth=2, num_heads=2)
-    config.model.lstm.update(width=8)
-    config.update(batch_size=16, total_steps=6, log_every=1, eval_every=3, save_every=3)
-    config.eval.update(batch_size=8, examples=16)
-  elif mode:
-    raise ValueError(f"mode must be empty or 'tiny', got {mode!r}")
+  config = classify_fashion.get_config(mode)
+  if mode:
+    config.data.options.size = 32
+    config.model.vit.patch_size = 8
+  else:
+    config.data.name = "fashion_m"
   return config

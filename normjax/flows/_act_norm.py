@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 
 from normjax.flows._bijector import Bijector
 from normjax.flows._checks import check_features, is_concrete
+from normjax.flows._widened import widened
 
 _LARGEST = math.log(1e3)  # of |log_scale|, where a constant channel is allowed
 
@@ -128,7 +129,7 @@ class ActNorm(Bijector):
       raise ValueError(
         f"x must have more than ddof={self.ddof} entries per channel to start from, got {count}"
       )
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32)).reshape(count, self.features)
+    x = widened(x).reshape(count, self.features)
     mean = jnp.mean(x, axis=0)
     variance = jnp.sum((x - mean[None]) ** 2, axis=0) / (count - self.ddof)
     std = jnp.sqrt(variance)

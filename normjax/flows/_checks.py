@@ -38,6 +38,40 @@ def check_features(name: str, x, features: int) -> None:
   check_batch(name, x)
 
 
+def check_sizes(**sizes: int) -> None:
+  """Raise unless every size is at least 1."""
+  for name, size in sizes.items():
+    if size < 1:
+      raise ValueError(f"{name} must be at least 1, got {size}")
+
+
+def check_cond(cond, batch: int, cond_dim: int | None) -> None:
+  """Raise unless `cond` is (batch, cond_dim), where there is a condition."""
+  shape = None if cond is None else cond.shape
+  if cond_dim is not None and shape != (batch, cond_dim):
+    raise ValueError(f"cond must have shape {(batch, cond_dim)}, got {shape}")
+
+
+def as_labels(cond, batch: int, null: int) -> jax.Array:
+  """Return `cond` as integer labels (batch,), all of them `null` if it is None."""
+  labels = jnp.full((batch,), null) if cond is None else jnp.asarray(cond)
+  if labels.shape != (batch,) or not jnp.issubdtype(labels.dtype, jnp.integer):
+    raise ValueError(
+      f"cond must be integer labels of shape ({batch},), got {labels.dtype} {labels.shape}"
+    )
+  return labels
+
+
+def as_order(order) -> jax.Array:
+  """Return `order` as an array (d,), a permutation of 0 to d - 1; it may be traced."""
+  order = jnp.asarray(order)
+  if order.ndim != 1 or not order.size or not jnp.issubdtype(order.dtype, jnp.integer):
+    raise ValueError(f"order must be a list of the features, got {order}")
+  if is_concrete(order) and not np.array_equal(np.sort(order), np.arange(order.size)):
+    raise ValueError(f"order must be a permutation of 0 to {order.size - 1}, got {order}")
+  return order
+
+
 def check_sampling(n: int, temperature: float | jax.Array = 1.0) -> None:
   """Raise unless `n` >= 1 is an int and `temperature` a scalar >= 0 (if it can be looked at)."""
   if not isinstance(n, (int, np.integer)) or n < 1:

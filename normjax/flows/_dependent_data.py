@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from normjax.flows._checks import check_batch, is_concrete
+from normjax.flows._widened import widened
 
 # rho = 1 has no inverse: correlations are clipped to what single precision can tell from it.
 MAX_CORRELATION = 1 - 1e-6
@@ -169,7 +170,7 @@ def check_latents(z) -> Array:
   check_batch("z", z)
   if z.ndim != 2:
     raise ValueError(f"z must have shape (b, p), got {z.shape}")
-  return z.astype(jnp.promote_types(z.dtype, jnp.float32))
+  return widened(z)
 
 
 def batch_weight(z: Array, n: int, index: Array | None, *, unrelated: bool) -> float:

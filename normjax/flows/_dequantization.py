@@ -25,6 +25,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Num
 
 from normjax.flows._checks import check_shape, is_concrete
+from normjax.flows._widened import widened
 
 
 def dequantize(
@@ -116,7 +117,7 @@ def quantize(
     raise ValueError(f"x must be floating, got {x.dtype}")
   if num_levels < 1:
     raise ValueError(f"num_levels must be at least 1, got {num_levels}")
-  bins = jnp.floor((x.astype(jnp.promote_types(x.dtype, jnp.float32)) - low) * levels)
+  bins = jnp.floor((widened(x) - low) * levels)
   return jnp.clip(bins, 0, num_levels - 1).astype(jnp.uint8 if num_levels <= 256 else jnp.int32)
 
 

@@ -10,9 +10,9 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, ArrayLike, Int
 
-from normjax.flows._checks import check_batch, is_concrete
-from normjax.flows._coupling import Coupling
-from normjax.flows._residual_network import ResidualNetwork, check_sizes
+from normjax.flows._checks import check_sizes
+from normjax.flows._ordered_coupling import OrderedCoupling
+from normjax.flows._residual_network import ResidualNetwork
 from normjax.flows._transforms import AdditiveTransform, AffineTransform, RQSTransform, Transform
 
 
@@ -40,7 +40,7 @@ def mask_to_order(mask: ArrayLike) -> tuple[Int[Array, "d"], int]:
   return jnp.asarray(np.argsort(flat, kind="stable"), jnp.int32), int(np.sum(flat == 0))
 
 
-class ElementwiseCoupling(Coupling):
+class ElementwiseCoupling(OrderedCoupling):
   """Transforms some features one by one, with parameters that a network computes from the others.
 
   (x1, x2) = x[:, order] cut at num_conditioning;  y2_i = transform(x2_i; net(x1, cond)_i),
@@ -87,30 +87,14 @@ class ElementwiseCoupling(Coupling):
     param_dtype=jnp.float32,
     rngs: nnx.Rngs,
   ):
-    order = jnp.asarray(order)
-    dim = order.shape[0] if order.ndim == 1 else 0
-    if dim < 2 or (is_concrete(order) and not np.array_equal(np.sort(order), np.arange(dim))):
-      raise ValueError(f"order must be a permutation of at least two features, got {order}")
+    self._set_order(order, num_conditioning)
     check_sizes(width=width, depth=depth)
-    kept = dim // 2 if num_conditioning is None else num_conditioning
-    if not 0 < kept < dim:
-      raise ValueError(f"num_conditioning must be from 1 to {dim - 1}, got {kept}")
-    self.order, self.num_conditioning = nnx.Variable(order), kept
+    kept, dim = self.num_conditioning, self.order.shape[0]
     self.elementwise = transform
     self.network = ResidualNetwork(
       kept, (dim - kept) * transform.num_parameters, width=width, depth=depth, cond_dim=cond_dim,
       param_dtype=param_dtype, rngs=rngs,
     )  # fmt: skip
-
-  def split(self, x):
-    """Return the conditioning and the transformed features."""
-    check_batch("x", x, self.order.shape)
-    x = x[:, self.order[...]]
-    return x[:, : self.num_conditioning], x[:, self.num_conditioning :]
-
-  def join(self, x1, x2):
-    """Undo `split`."""
-    return jnp.concatenate([x1, x2], axis=1)[:, jnp.argsort(self.order[...])]
 
   def conditioner(self, x1, cond):
     """Return the raw parameters (b, transformed features, parameters of one)."""

@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 from normjax.flows._checks import check_features
 from normjax.flows._coupling import Coupling
 from normjax.flows._glow_network import GlowNetwork
+from normjax.flows._widened import widened
 
 
 class _ChannelCoupling(Coupling):
@@ -57,11 +58,11 @@ class _ChannelCoupling(Coupling):
 
   def conditioner(self, x1, cond):
     """Return the network's outputs, float32 or wider."""
-    return self.network(x1.astype(jnp.promote_types(x1.dtype, jnp.float32)))
+    return self.network(widened(x1))
 
   def init_conditioner(self, x1, cond):
     """Start the ActNorms inside the network; return its outputs."""
-    return self.network.data_init(x1.astype(jnp.promote_types(x1.dtype, jnp.float32)))
+    return self.network.data_init(widened(x1))
 
 
 class GlowCoupling(_ChannelCoupling):

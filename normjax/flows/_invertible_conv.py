@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from normjax.flows._bijector import Bijector
+from normjax.flows._widened import widened
 
 # Of all taps but the one that starts as an invertible matrix.
 SMALL = nnx.initializers.normal(0.02)
@@ -75,7 +76,7 @@ class InvertibleConv(Bijector):
       )
     if not jnp.issubdtype(x.dtype, jnp.floating):
       raise ValueError(f"{name} must be floating, got {x.dtype}: use flows.dequantize")
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return widened(x)
 
 
 def check_kernel_size(kernel_size: int, odd: bool = False) -> int:

@@ -19,11 +19,12 @@ from jaxtyping import Array, Float, Int
 
 from normjax.blocks import EncoderBlock, Repeat, dot_general, softmax_attention
 from normjax.flows._bijector import Bijector
-from normjax.flows._checks import check_batch
+from normjax.flows._checks import as_labels, check_batch, check_sizes
 from normjax.flows._coupling import Coupling
 from normjax.flows._jet_permutations import coupling_permutations
 from normjax.flows._patches import check_patches, from_patches, to_patches
 from normjax.flows._scan import Scan
+from normjax.flows._widened import widened
 from normjax.norms import LayerNorm
 
 
@@ -78,7 +79,7 @@ class JetNetwork(nnx.Module):
       x = x + self.context_attention(x, context.astype(x.dtype))
     x = self.blocks(x)
     # A head in low precision would make the scale of `inverse` drift from that of `forward`.
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    x = widened(x)
     return jnp.split(self.final_proj(self.final_norm(x)), 2, axis=-1)
 
 
@@ -197,17 +198,15 @@ class Jet(Bijector):
     rngs: nnx.Rngs,
   ):
     self.shape, self.patch_size = check_patches(shape, patch_size), patch_size
-    for name, value in (("depth", depth), ("block_depth", block_depth), ("emb_dim", emb_dim)):
-      if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
+    check_sizes(depth=depth, block_depth=block_depth, emb_dim=emb_dim)
     if num_heads < 1 or emb_dim % num_heads:
       raise ValueError(f"num_heads must divide emb_dim {emb_dim}, got {num_heads}")
     if scale_factor <= 0:
       raise ValueError(f"scale_factor must be positive, got {scale_factor}")
     if cond_dim is not None and num_classes is not None:
       raise ValueError("give cond_dim (a context) or num_classes (labels), not both")
-    if num_classes is not None and num_classes < 1:
-      raise ValueError(f"num_classes must be at least 1, got {num_classes}")
+    if num_classes is not None:
+      check_sizes(num_classes=num_classes)
     self.depth, self.scale_factor = depth, scale_factor
     self.num_classes = self.null_label = num_classes
     self.cond_dim = emb_dim if num_classes is not None else cond_dim
@@ -260,19 +259,14 @@ class Jet(Bijector):
 
   def _run(self, direction, x, cond):
     check_batch("images", x, self.shape)
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    x = widened(x)
     tokens, log_det = direction(to_patches(x, self.patch_size), self._context(cond, x.shape[0]))
     return from_patches(tokens, self.shape, self.patch_size), log_det
 
   def _context(self, cond, batch):
     if self.class_embedding is not None:
       null = self.class_embedding.num_embeddings - 1
-      labels = jnp.full((batch,), null) if cond is None else jnp.asarray(cond)
-      if labels.shape != (batch,) or not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise ValueError(
-          f"cond must be integer labels of shape ({batch},), got {labels.dtype} {labels.shape}"
-        )
-      return self.class_embedding(labels)[:, None]  # (b, 1, emb)
+      return self.class_embedding(as_labels(cond, batch, null))[:, None]  # (b, 1, emb)
     if self.cond_dim is None:
       if cond is not None:
         raise ValueError("cond was given to a Jet without cond_dim or num_classes")

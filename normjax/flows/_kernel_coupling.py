@@ -14,9 +14,10 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from normjax.flows._checks import check_batch, is_concrete
-from normjax.flows._coupling import Coupling
+from normjax.flows._checks import check_cond, check_sizes
 from normjax.flows._kernels import check_scale, matern12, matern32, matern52, squared_exponential
+from normjax.flows._ordered_coupling import OrderedCoupling
+from normjax.flows._widened import widened
 
 # `kernel(x (b, d), y (n, d), lengthscale, outputscale) -> (b, n)`, by name.
 KERNELS: dict[str, Callable[..., Array]] = {
@@ -27,7 +28,7 @@ KERNELS: dict[str, Callable[..., Array]] = {
 }
 
 
-class KernelCoupling(Coupling):
+class KernelCoupling(OrderedCoupling):
   """Scales and shifts some features by kernel machines of the others.
 
   z_r = exp(s) * r + t,  s = K A_s,  t = K A_t,  K = k(u, points) (B, N),  log_det = sum(s)
@@ -83,28 +84,17 @@ class KernelCoupling(Coupling):
     param_dtype=jnp.float32,
     rngs: nnx.Rngs,
   ):
-    order = jnp.asarray(order)
-    if order.ndim != 1 or not jnp.issubdtype(order.dtype, jnp.integer):
-      raise ValueError(f"order must be a list of the features, got {order}")
-    if is_concrete(order) and not np.array_equal(np.sort(order), np.arange(order.size)):
-      raise ValueError(f"order must be a permutation of 0 to {order.size - 1}, got {order}")
-    if not 1 <= num_conditioning < order.size:
-      raise ValueError(
-        f"num_conditioning must be 1 to {order.size - 1} (order has {order.size} features), got "
-        f"{num_conditioning}"
-      )
-    if num_points < 1:
-      raise ValueError(f"num_points must be at least 1, got {num_points}")
+    self._set_order(order, num_conditioning)
+    check_sizes(num_points=num_points)
     if kernel not in KERNELS:
       raise ValueError(f"kernel must be one of {sorted(KERNELS)}, got {kernel!r}")
     if cond_dim is not None and cond_dim < 1:
       raise ValueError(f"cond_dim must be at least 1 or None, got {cond_dim}")
     if bound is not None and not bound > 0:
       raise ValueError(f"bound must be above 0 or None, got {bound}")
-    self.num_conditioning, self.kernel = num_conditioning, kernel
-    self.cond_dim, self.bound = cond_dim, bound
-    self.order = nnx.Variable(order)
-    inputs, outputs = num_conditioning + (cond_dim or 0), order.size - num_conditioning
+    self.kernel, self.cond_dim, self.bound = kernel, cond_dim, bound
+    outputs = self.order.shape[0] - num_conditioning
+    inputs = num_conditioning + (cond_dim or 0)
     points = jax.random.normal(rngs.params(), (num_points, inputs), param_dtype)
     self.points = nnx.Param(points) if trainable_points else nnx.Variable(points)
     lengthscale = check_scale("lengthscale", lengthscale, ((), (inputs,)), param_dtype)
@@ -114,26 +104,13 @@ class KernelCoupling(Coupling):
     self.weights_scale = nnx.Param(jnp.zeros((num_points, outputs), param_dtype))
     self.weights_shift = nnx.Param(jnp.zeros((num_points, outputs), param_dtype))
 
-  def split(self, x):
-    """Return `(u, r)`, the conditioning features and the others."""
-    check_batch("x", x, self.order.shape)
-    x = x[:, self.order[...]]
-    return x[:, : self.num_conditioning], x[:, self.num_conditioning :]
-
-  def join(self, x1, x2):
-    """Undo `split`."""
-    return jnp.concatenate([x1, x2], axis=1)[:, jnp.argsort(self.order[...])]
-
   def inputs(self, x1: Float[Array, "b d"], cond: Array | None) -> Float[Array, "b e"]:
     """Return what the kernels see: the conditioning features, then `cond`."""
-    x1 = x1.astype(jnp.promote_types(x1.dtype, jnp.float32))
+    x1 = widened(x1)
     if self.cond_dim is None:
       return x1
-    shape = (x1.shape[0], self.cond_dim)
-    if cond is None or cond.shape != shape:
-      came = None if cond is None else cond.shape
-      raise ValueError(f"cond must be an array of shape {shape}, got {came}")
-    return jnp.concatenate([x1, cond.astype(x1.dtype)], axis=1)
+    check_cond(cond, x1.shape[0], self.cond_dim)
+    return jnp.concatenate([x1, jnp.asarray(cond, x1.dtype)], axis=1)
 
   def conditioner(self, x1, cond):
     """Return `(s, t)`, each (B, D - d)."""

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from normjax.flows._checks import check_batch, check_sampling, check_shape
 from normjax.flows._distribution import Distribution
+from normjax.flows._widened import widened
 
 
 class LocationScale(Distribution):
@@ -59,7 +60,7 @@ class LocationScale(Distribution):
   def log_prob(self, z, cond=None):
     """Return log p(z) (b,), float32 or wider."""
     check_batch("z", z, self.shape)
-    z = z.astype(jnp.promote_types(z.dtype, jnp.float32))
+    z = widened(z)
     event = tuple(range(1, z.ndim))
     if self.loc is None or self.log_scale is None:
       return jnp.sum(self.standard_log_prob(z), axis=event)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from normjax.flows._bijector import Bijector
 from normjax.flows._checks import check_batch
+from normjax.flows._widened import widened
 
 
 class Logit(Bijector):
@@ -44,7 +45,7 @@ class Logit(Bijector):
   def forward(self, x, cond=None):
     """Return `(z, log_det)` of `x` in the unit interval."""
     check_batch("x", x)
-    v = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    v = widened(x)
     squeeze = 1 - 2 * self.alpha
     # 1 - s from 1 - v, which is exact near v = 1, where 1 - s would lose the digits of s.
     log_s, log_t = jnp.log(self.alpha + squeeze * v), jnp.log(self.alpha + squeeze * (1 - v))
@@ -54,7 +55,7 @@ class Logit(Bijector):
   def inverse(self, z, cond=None):
     """Return `(x, log_det)`: the squeezed sigmoid, undone."""
     check_batch("z", z)
-    y = z.astype(jnp.promote_types(z.dtype, jnp.float32))
+    y = widened(z)
     squeeze = 1 - 2 * self.alpha
     x = (jax.nn.sigmoid(y) - self.alpha) / squeeze
     # log s = -softplus(-y) and log(1 - s) = -softplus(y): finite for every finite y.

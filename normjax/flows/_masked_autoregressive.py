@@ -5,12 +5,11 @@ The density takes one pass of the network, sampling exactly D passes, one for ea
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Int
 
 from normjax.flows._bijector import Bijector
-from normjax.flows._checks import check_batch, is_concrete
+from normjax.flows._checks import as_order, check_batch
 from normjax.flows._residual_network import MADE
 from normjax.flows._transforms import AffineTransform, Transform
 
@@ -68,10 +67,8 @@ class MaskedAutoregressive(Bijector):
       dim, self.transform.num_parameters, width=width, depth=depth, residual=residual,
       cond_dim=cond_dim, param_dtype=param_dtype, rngs=rngs,
     )  # fmt: skip
-    order = jnp.arange(dim) if order is None else jnp.asarray(order)
-    if order.shape != (dim,) or (
-      is_concrete(order) and not np.array_equal(np.sort(order), np.arange(dim))
-    ):
+    order = as_order(jnp.arange(dim) if order is None else order)
+    if order.shape != (dim,):
       raise ValueError(f"order must be a permutation of {dim} features, got {order}")
     self.order = nnx.Variable(order)
 

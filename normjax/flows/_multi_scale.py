@@ -15,9 +15,10 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PyTree
 
 from normjax.flows._bijector import Bijector
-from normjax.flows._checks import check_batch, check_shape
+from normjax.flows._checks import as_labels, check_batch, check_shape
 from normjax.flows._glow_network import LOG_SCALE_FACTOR, ZeroConv
 from normjax.flows._reshape import Squeeze
+from normjax.flows._widened import widened
 
 
 class SplitPrior(nnx.Module):
@@ -49,11 +50,7 @@ class TopPrior(nnx.Module):
   def __call__(self, batch, dtype, cond):
     h = self.bias[...].astype(dtype)[None]  # (1, 2 c)
     if self.label_bias is not None:
-      label = jnp.full((batch,), self.num_classes) if cond is None else jnp.asarray(cond)
-      if label.shape != (batch,) or not jnp.issubdtype(label.dtype, jnp.integer):
-        raise ValueError(
-          f"cond must be integer labels of shape ({batch},), got {label.dtype} {label.shape}"
-        )
+      label = as_labels(cond, batch, self.num_classes)
       h = h + self.label_bias[...].astype(dtype)[label]
     h = h * jnp.exp(LOG_SCALE_FACTOR * self.logs[...].astype(dtype))[None]
     return jnp.split(h[:, None, None, :], 2, axis=-1)
@@ -178,7 +175,7 @@ class MultiScale(Bijector):
     """Return `(z, mean, log_std)` of every level, and the log_det of the levels."""
     check_batch("images", x, self.shape)
     # Latents and their priors are float32 or wider, like the log-determinants.
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    x = widened(x)
     log_det, latents = jnp.zeros(x.shape[:1], x.dtype), []
     for level, prior in zip(self.levels, [*self.priors, None], strict=True):
       x, step = apply(level, self.squeeze.forward(x)[0])
@@ -191,7 +188,7 @@ class MultiScale(Bijector):
 
   def _down(self, z, cond, apply):
     check_batch("latents", z, (math.prod(self.shape),))
-    z = z.astype(jnp.promote_types(z.dtype, jnp.float32))
+    z = widened(z)
     sizes = [math.prod(shape) for shape in self.latent_shapes]
     starts = [sum(sizes[:i]) for i in range(1, len(sizes))]
     *splits, top = (

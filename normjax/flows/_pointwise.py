@@ -7,6 +7,7 @@ from jaxtyping import Array, Float
 
 from normjax.flows._bijector import Bijector
 from normjax.flows._checks import check_batch
+from normjax.flows._widened import widened
 
 
 class Pointwise(Bijector):
@@ -23,11 +24,11 @@ class Pointwise(Bijector):
   def forward(self, x, cond=None):
     """Return `(z, log_det)`."""
     check_batch("x", x)
-    z, log_slope = self.up(x.astype(jnp.promote_types(x.dtype, jnp.float32)))
+    z, log_slope = self.up(widened(x))
     return z.astype(x.dtype), jnp.sum(log_slope, axis=tuple(range(1, x.ndim)))
 
   def inverse(self, z, cond=None):
     """Return `(x, log_det)`."""
     check_batch("z", z)
-    x, log_slope = self.down(z.astype(jnp.promote_types(z.dtype, jnp.float32)))
+    x, log_slope = self.down(widened(z))
     return x.astype(z.dtype), -jnp.sum(log_slope, axis=tuple(range(1, z.ndim)))

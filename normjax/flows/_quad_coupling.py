@@ -12,6 +12,7 @@ from flax import nnx
 
 from normjax.flows._bijector import Bijector
 from normjax.flows._checks import check_batch
+from normjax.flows._widened import widened
 
 
 class MakeNet(Protocol):
@@ -87,7 +88,7 @@ class QuadCoupling(Bijector):
         f"{name} must have shape (b, ..., {self.features}), none of it zero, got {x.shape}"
       )
     check_batch(name, x)
-    return jnp.split(x.astype(jnp.promote_types(x.dtype, jnp.float32)), 4, axis=-1)
+    return jnp.split(widened(x), 4, axis=-1)
 
 
 def _affine(net, quarters):

@@ -9,13 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from normjax.blocks import Repeat
-
-
-def check_cond(cond, batch: int, cond_dim: int | None) -> None:
-  """Raise unless `cond` is (batch, cond_dim), where there is a condition."""
-  shape = None if cond is None else cond.shape
-  if cond_dim is not None and shape != (batch, cond_dim):
-    raise ValueError(f"cond must have shape {(batch, cond_dim)}, got {shape}")
+from normjax.flows._checks import check_cond, check_sizes
 
 
 class GatedBlock(nnx.Module):
@@ -173,10 +167,3 @@ class MADE(nnx.Module):
     carry: Any = (h, cond if self.context is not None else None)
     h, _ = self.blocks(carry)
     return self.last(h).reshape(x.shape[0], self.dim, self.num_outputs)
-
-
-def check_sizes(**sizes: int) -> None:
-  """Raise unless every size is at least 1."""
-  for name, size in sizes.items():
-    if size < 1:
-      raise ValueError(f"{name} must be at least 1, got {size}")

@@ -18,11 +18,12 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from normjax.flows._bijector import Bijector
-from normjax.flows._checks import check_batch, is_concrete
+from normjax.flows._checks import as_labels, check_batch, check_sizes, is_concrete
 from normjax.flows._patches import check_patches, from_patches, to_patches
 from normjax.flows._scan import Scan
 from normjax.flows._tarflow_block import AutoregressiveBlock
 from normjax.flows._tarflow_guidance import Condition, Guidance, check_guidance
+from normjax.flows._widened import widened
 
 _MEMORY_MODES = ("store", "remat")
 
@@ -92,13 +93,11 @@ class TarFlow(Bijector):
     rngs: nnx.Rngs,
   ):
     self.shape, self.patch_size = check_patches(shape, patch_size), patch_size
-    for name, value in (("depth", depth), ("block_depth", block_depth), ("emb_dim", emb_dim)):
-      if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
+    check_sizes(depth=depth, block_depth=block_depth, emb_dim=emb_dim)
     if head_dim < 1 or emb_dim % head_dim:
       raise ValueError(f"head_dim must divide emb_dim {emb_dim}, got {head_dim}")
-    if num_classes is not None and num_classes < 1:
-      raise ValueError(f"num_classes must be at least 1, got {num_classes}")
+    if num_classes is not None:
+      check_sizes(num_classes=num_classes)
     if memory == "reversible":
       raise ValueError(
         "memory='reversible' rebuilds a block's input by its inverse, which here takes a step for "
@@ -177,7 +176,7 @@ class TarFlow(Bijector):
     return x, _are_finite(x)
 
   def _run(self, direction, x, cond):
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    x = widened(x)
     tokens, log_det = direction(to_patches(x, self.patch_size), cond)
     return from_patches(tokens, self.shape, self.patch_size), log_det
 
@@ -188,11 +187,7 @@ class TarFlow(Bijector):
       if cond is not None:
         raise ValueError("cond must be None for a TarFlow without num_classes")
       return None
-    label = jnp.full((batch,), self.null_label) if cond is None else jnp.asarray(cond)
-    if label.shape != (batch,) or not jnp.issubdtype(label.dtype, jnp.integer):
-      raise ValueError(
-        f"cond must be integer labels of shape ({batch},), got {label.dtype} {label.shape}"
-      )
+    label = as_labels(cond, batch, self.null_label)
     # Through numpy: under jit even operations on known labels would be traced.
     if is_concrete(label) and not np.all(np.isin(np.asarray(label), range(-1, self.num_classes))):
       raise ValueError(

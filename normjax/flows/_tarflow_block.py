@@ -10,6 +10,7 @@ from normjax.flows._bijector import Bijector
 from normjax.flows._jet import Permutation
 from normjax.flows._tarflow_guidance import UNCONDITIONAL, Condition
 from normjax.flows._tarflow_transformer import CausalTransformer, uniform_linear
+from normjax.flows._widened import widened
 
 
 class AutoregressiveBlock(Bijector):
@@ -114,5 +115,5 @@ class AutoregressiveBlock(Bijector):
 
   def _predict(self, h):
     # A head in low precision would make the scale of `inverse` drift from that of `forward`.
-    o = self.proj_out(h.astype(jnp.promote_types(h.dtype, jnp.float32)))
+    o = self.proj_out(widened(h))
     return (jnp.zeros_like(o), o) if self.volume_preserving else jnp.split(o, 2, axis=-1)

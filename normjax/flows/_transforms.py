@@ -16,6 +16,7 @@ from normjax.flows._rational_quadratic_spline import (
   rational_quadratic_spline,
   rational_quadratic_spline_inverse,
 )
+from normjax.flows._widened import widened
 
 
 class Transform(nnx.Module):
@@ -77,12 +78,12 @@ class AffineTransform(Transform):
 
   def forward(self, x, raw):
     """Return `(s x + t, log s)`."""
-    log_scale, shift = LOG_SCALES[self.scale](_wide(raw[..., 0])), raw[..., 1]
+    log_scale, shift = LOG_SCALES[self.scale](widened(raw[..., 0])), raw[..., 1]
     return (x * jnp.exp(log_scale) + shift).astype(x.dtype), log_scale
 
   def inverse(self, y, raw):
     """Return `((y - t) / s, -log s)`."""
-    log_scale, shift = LOG_SCALES[self.scale](_wide(raw[..., 0])), raw[..., 1]
+    log_scale, shift = LOG_SCALES[self.scale](widened(raw[..., 0])), raw[..., 1]
     return ((y - shift) * jnp.exp(-log_scale)).astype(y.dtype), -log_scale
 
 
@@ -102,11 +103,11 @@ class AdditiveTransform(Transform):
 
   def forward(self, x, raw):
     """Return `(x + t, 0)`."""
-    return (x + raw[..., 0]).astype(x.dtype), jnp.zeros_like(_wide(raw[..., 0]))
+    return (x + raw[..., 0]).astype(x.dtype), jnp.zeros_like(widened(raw[..., 0]))
 
   def inverse(self, y, raw):
     """Return `(y - t, 0)`."""
-    return (y - raw[..., 0]).astype(y.dtype), jnp.zeros_like(_wide(raw[..., 0]))
+    return (y - raw[..., 0]).astype(y.dtype), jnp.zeros_like(widened(raw[..., 0]))
 
 
 class RQSTransform(Transform):
@@ -152,7 +153,7 @@ class RQSTransform(Transform):
 
   def _run(self, spline, value, raw):
     k, bound = self.num_bins, self.tail_bound
-    raw = _wide(raw)
+    raw = widened(raw)
     widths, heights = raw[..., :k] * self.raw_scale, raw[..., k : 2 * k] * self.raw_scale
     return spline(
       value, widths, heights, raw[..., 2 * k :], left=-bound, right=bound, bottom=-bound, top=bound,
@@ -194,14 +195,14 @@ class ModifiedRQSTransform(Transform):
   def forward(self, x, raw):
     """Return `(f(x) + t, log f')`."""
     w, h, d, t = (raw[..., i] for i in range(4))
-    y, log_abs_det = modified_spline(_wide(x), w, h, d, bound=self.bound, minimum=self.minimum)
+    y, log_abs_det = modified_spline(widened(x), w, h, d, bound=self.bound, minimum=self.minimum)
     return (y + t).astype(x.dtype), log_abs_det
 
   def inverse(self, y, raw):
     """Return `(f^-1(y - t), -log f')`."""
     w, h, d, t = (raw[..., i] for i in range(4))
     options = {"bound": self.bound, "minimum": self.minimum}
-    x, log_abs_det = modified_spline_inverse(_wide(y) - t, w, h, d, **options)
+    x, log_abs_det = modified_spline_inverse(widened(y) - t, w, h, d, **options)
     return x.astype(y.dtype), log_abs_det
 
 
@@ -238,7 +239,7 @@ class ConditionalAffineTransform(Transform):
     self.epsilon, self.sign = epsilon, -1 if reciprocal else 1
 
   def _log_scale(self, raw):
-    return self.sign * jnp.log(jax.nn.sigmoid(_wide(raw[..., 1]) + 2) + self.epsilon)
+    return self.sign * jnp.log(jax.nn.sigmoid(widened(raw[..., 1]) + 2) + self.epsilon)
 
   def forward(self, x, raw):
     """Return `((x + t) s, log s)`."""
@@ -249,7 +250,3 @@ class ConditionalAffineTransform(Transform):
     """Return `(y / s - t, -log s)`."""
     log_scale = self._log_scale(raw)
     return (y * jnp.exp(-log_scale) - raw[..., 0]).astype(y.dtype), -log_scale
-
-
-def _wide(value):
-  return value.astype(jnp.promote_types(value.dtype, jnp.float32))

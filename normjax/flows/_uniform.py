@@ -10,6 +10,7 @@ from jaxtyping import ArrayLike
 
 from normjax.flows._checks import check_batch, check_sampling, check_shape, constant, is_concrete
 from normjax.flows._distribution import Distribution
+from normjax.flows._widened import widened
 
 
 class Uniform(Distribution):
@@ -64,7 +65,7 @@ class Uniform(Distribution):
   def log_prob(self, z, cond=None):
     """Return log p(z) (b,), float32 or wider."""
     check_batch("z", z, self.shape)
-    z = z.astype(jnp.promote_types(z.dtype, jnp.float32))
+    z = widened(z)
     low, high = self._corners(z.dtype)
     inside = jnp.all((z >= low) & (z <= high), axis=tuple(range(1, z.ndim)))
     return jnp.where(inside, -jnp.sum(jnp.log(high - low)), -jnp.inf)

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from experiments import bench, benchmarks
-from experiments.benchmarks import _authors, _convolutions, _norms
+from experiments.benchmarks import _convolutions
+from experiments.benchmarks._work import affine_inputs
 
 SMALL = {
   "layer_norm": (6, 64),
@@ -23,12 +24,12 @@ def shrunk(name):
   work = benchmarks.WORKS[name]
   layer = name.split()[0]
   if layer in ("online_norm", "power_norm"):
-    return dataclasses.replace(work, inputs=lambda: _authors._inputs(SMALL[layer]))
+    return dataclasses.replace(work, inputs=lambda: affine_inputs(SMALL[layer]))
   if layer == "causal_conv_inverse":
     return dataclasses.replace(work, inputs=lambda: _convolutions._inputs((2, 4, 5, 3)))
   mean = 3000.0 if "mean" in name else 0.0
   shape = SMALL.get(layer, SMALL["image"])
-  return dataclasses.replace(work, inputs=lambda: _norms._inputs(shape, mean))
+  return dataclasses.replace(work, inputs=lambda: affine_inputs(shape, mean))
 
 
 @pytest.mark.parametrize(
