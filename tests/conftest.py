@@ -1,19 +1,26 @@
 """Set up every test process before jax starts: 8 CPU devices, strict ranks, quick compilation.
 
-Compiling is nearly all the time that the tests take, so programs are compiled without most of their
-optimizations. `JAX_DISABLE_MOST_OPTIMIZATIONS=0 make test` tests what users run, in more time.
+Compiling is most of the time that the tests take, so programs are compiled without most of their
+optimizations, and without those emitters of fusions that take longest to compile.
+`JAX_DISABLE_MOST_OPTIMIZATIONS=0 make test` tests what users run, in more time.
 """
 
 import os
 
-import jax
-import pytest
+# For child processes too, and before jax is imported, which reads the flags once.
+QUICKLY = os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") not in ("0", "false")
+if QUICKLY:
+  os.environ["XLA_FLAGS"] = (
+    "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+  )
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-QUICKLY = os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # for child processes too
-jax.config.update("jax_disable_most_optimizations", QUICKLY not in ("0", "false"))
+jax.config.update("jax_disable_most_optimizations", QUICKLY)
 
 
 @pytest.fixture

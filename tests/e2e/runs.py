@@ -27,8 +27,7 @@ def start(*arguments, **variables):
 
   Equal numbers of devices let the processes share compilations.
   """
-  dropped = ("NORMJAX_", "XLA_FLAGS")
-  keep = {k: v for k, v in os.environ.items() if not k.startswith(dropped)}
+  keep = {k: v for k, v in os.environ.items() if not k.startswith("NORMJAX_")}
   return subprocess.Popen(
     [sys.executable, *arguments],
     cwd=ROOT,
