@@ -23,6 +23,21 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_disable_most_optimizations", QUICKLY)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def compiled_once(tmp_path_factory):
+  """Let all tests, in this process, in others and in other pytest workers, share compilations."""
+  base = tmp_path_factory.getbasetemp()
+  folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "compiled"
+  options = {
+    "jax_compilation_cache_dir": str(folder),
+    "jax_persistent_cache_min_compile_time_secs": 0,
+    "jax_persistent_cache_min_entry_size_bytes": -1,
+  }
+  for name, value in options.items():
+    os.environ[name.upper()] = str(value)
+    jax.config.update(name, value)
+
+
 @pytest.fixture
 def optimized():
   """Compile with all optimizations, where a test asserts something of the compiled program."""

@@ -16,6 +16,7 @@ from tests.contracts.variants import variants_slow
 
 # Bases to derive from: they can't be constructed.
 ABSTRACT = {"Bijector", "Coupling"}
+METHODS = ("forward", "inverse")
 
 
 def _public_bijectors():
@@ -61,11 +62,29 @@ def _inputs(row, dtype=jnp.float32):
   return x, z, None if row.cond is None else _as(row.cond(1), dtype)
 
 
-def _round_trips(bijector, x, z, cond):
-  there, there_log_det = bijector.forward(x, cond)
-  x_again, back_log_det = bijector.inverse(there, cond)
-  back, down_log_det = bijector.inverse(z, cond)
-  z_again, up_log_det = bijector.forward(back, cond)
+def _plain(graphdef):
+  """Return a function of method and state, compiled once for both ends of a round trip."""
+  return jax.jit(
+    lambda method, state, value, cond: getattr(nnx.merge(graphdef, state), method)(value, cond),
+    static_argnums=0,
+  )
+
+
+def _with_gradients(graphdef):
+  """Return the same with gradients of a loss that feels every output."""
+
+  def loss(params, value, rest, cond, method):
+    output, log_det = getattr(nnx.merge(graphdef, params, rest), method)(value, cond)
+    return jnp.sum(jnp.sin(output)) + jnp.sum(log_det**2), (output, log_det)
+
+  return jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True), static_argnums=4)
+
+
+def _round_trips(forward, inverse, x, z):
+  there, there_log_det = forward(x)
+  x_again, back_log_det = inverse(there)
+  back, down_log_det = inverse(z)
+  z_again, up_log_det = forward(back)
   return {
     "forward": (there, there_log_det),
     "inverse": (back, down_log_det),
@@ -74,16 +93,40 @@ def _round_trips(bijector, x, z, cond):
   }
 
 
-@functools.cache
+# The tests of a row run one after the other (see conftest.py): few results need to be kept.
+@functools.lru_cache(maxsize=8)
 def _results(name, dtype_name):
-  """Return the row's inputs and `_round_trips`, jitted once for all tests of the row."""
+  """Return the row's inputs and `_round_trips`, which all tests of the row share.
+
+  In float32 come `gradients`, {method: (loss, params_bar, value_bar)}, and `other`, what another
+  condition gives: {method: (output, log_det)}.
+  """
   row, dtype = ROWS[name], jnp.dtype(dtype_name)
   with jax.enable_x64(dtype == jnp.float64):
     bijector = _made(name, dtype_name)
     x, z, cond = _inputs(row, dtype)
-    graphdef, state = nnx.split(bijector)
-    run = jax.jit(lambda state, *inputs: _round_trips(nnx.merge(graphdef, state), *inputs))
-    return (x, z, cond), jax.block_until_ready(run(state, x, z, cond))
+    if dtype == jnp.float64:
+      graphdef, state = nnx.split(bijector)
+      run = _plain(graphdef)
+      forward, inverse = (functools.partial(run, m, state, cond=cond) for m in METHODS)
+      return (x, z, cond), jax.block_until_ready(_round_trips(forward, inverse, x, z))
+    graphdef, params, rest = nnx.split(bijector, nnx.Param, ...)
+    run = _with_gradients(graphdef)
+    gradients = {}
+
+    def call(method, value):
+      (loss, result), (params_bar, value_bar) = run(params, value, rest, cond, method)
+      gradients.setdefault(method, (loss, params_bar, value_bar))
+      return result
+
+    forward, inverse = (functools.partial(call, m) for m in METHODS)
+    results = _round_trips(forward, inverse, x, z)
+    if row.cond is not None:
+      results["other"] = {
+        m: run(params, value, rest, row.cond(2), m)[0][1]
+        for m, value in zip(METHODS, (x, z), strict=True)
+      }
+    return (x, z, cond), jax.block_until_ready(results | {"gradients": gradients})
 
 
 def test_table_has_a_row_per_public_class():
@@ -147,15 +190,13 @@ def test_log_det_is_that_of_the_jacobian(name):
 
 @pytest.mark.parametrize("name", [name for name, row in ROWS.items() if row.cond is not None])
 def test_cond_matters_in_both_directions(name):
-  row = ROWS[name]
-  (x, z, _), results = _results(name, "float32")
-  bijector, other = _made(name), row.cond(2)
-  for method, inputs in (("forward", x), ("inverse", z)):
-    output, log_det = getattr(bijector, method)(inputs, other)
+  _, results = _results(name, "float32")
+  for method in METHODS:
+    (output, log_det), (other, other_log_det) = results[method], results["other"][method]
     # Every example feels its own condition.
     event = tuple(range(1, output.ndim))
-    assert np.all(np.max(np.abs(output - results[method][0]), axis=event) > 1e-3)
-    assert np.all(np.abs(log_det - results[method][1]) > 1e-5)
+    assert np.all(np.max(np.abs(output - other), axis=event) > 1e-3)
+    assert np.all(np.abs(log_det - other_log_det) > 1e-5)
 
 
 @pytest.mark.parametrize("name", [name for name, row in ROWS.items() if row.cond is not None])
@@ -186,67 +227,51 @@ def test_bad_shapes_are_refused(name):
 def test_jit_equals_eager(name):
   (x, z, cond), results = _results(name, "float32")
   bijector = _made(name)
-  for method, inputs in (("forward", x), ("inverse", z)):
+  for method, inputs in zip(METHODS, (x, z), strict=True):
     for eager, jitted in zip(getattr(bijector, method)(inputs, cond), results[method], strict=True):
       np.testing.assert_allclose(eager, jitted, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", variants_slow(ROWS))
 def test_log_det_is_wide_under_bfloat16(name):
-  row = ROWS[name]
-  (x, z, cond), graphdef_state = _inputs(row), nnx.split(_made(name))
-
-  @jax.jit
-  def run(state, x, z, cond):
-    bijector = nnx.merge(graphdef_state[0], state)
-    return bijector.forward(x, cond), bijector.inverse(z, cond)
-
-  narrow = run(graphdef_state[1], *(_as(v, jnp.bfloat16) for v in (x, z, cond)))
-  results = _results(name, "float32")[1]
-  for (output, log_det), method in zip(narrow, ("forward", "inverse"), strict=True):
+  (x, z, cond), results = _results(name, "float32")
+  graphdef, state = nnx.split(_made(name))
+  run = _plain(graphdef)
+  for method, value in zip(METHODS, (x, z), strict=True):
+    output, log_det = run(method, state, _as(value, jnp.bfloat16), _as(cond, jnp.bfloat16))
     assert log_det.dtype == jnp.float32
     wide, wide_log_det = results[method]
     np.testing.assert_allclose(output.astype(jnp.float32), wide, rtol=0.1, atol=0.1)
     np.testing.assert_allclose(log_det, wide_log_det, rtol=0.1, atol=0.1)
 
 
-def _gradients(name):
-  """Return `loss_and_gradients` of a fresh bijector, and its arguments."""
-  graphdef, params, rest = nnx.split(_make(name), nnx.Param, ...)
-  x, z, cond = _inputs(ROWS[name])
-
-  def loss(params, x, z):
-    bijector = nnx.merge(graphdef, params, rest)
-    latent, up = bijector.forward(x, cond)
-    data, down = bijector.inverse(z, cond)
-    return jnp.sum(jnp.sin(latent)) + jnp.sum(jnp.cos(data)) + jnp.sum(up**2) + jnp.sum(down**2)
-
-  return jax.value_and_grad(loss, argnums=(0, 1, 2)), (params, x, z)
-
-
 @pytest.mark.parametrize("name", ROWS)
 def test_gradients_are_finite(name):
-  gradients, arguments = _gradients(name)
-  loss, (params_bar, x_bar, z_bar) = jax.jit(gradients)(*arguments)
-  params_bar = jax.tree.leaves(params_bar)
-  assert all(np.all(np.isfinite(leaf)) for leaf in [loss, x_bar, z_bar, *params_bar])
-  assert np.all(x_bar != 0)
-  assert np.all(z_bar != 0)
+  _, results = _results(name, "float32")
+  gradients = [results["gradients"][method] for method in METHODS]
+  for loss, params_bar, value_bar in gradients:
+    assert all(np.all(np.isfinite(v)) for v in [loss, value_bar, *jax.tree.leaves(params_bar)])
+    assert np.all(value_bar != 0)
+  params_bar = jax.tree.leaves([params_bar for _, params_bar, _ in gradients])
   assert not params_bar or any(np.any(leaf != 0) for leaf in params_bar)
 
 
 @pytest.mark.parametrize("name", variants_slow(ROWS))
 def test_nnx_modes_give_the_same_program(name):
-  def program():
-    gradients, arguments = _gradients(name)
-    # Addresses of functions are all that may differ between two traces.
-    text = re.sub(r"0x[0-9a-f]+", "", str(jax.make_jaxpr(gradients)(*arguments)))
-    return text, jax.tree.leaves(arguments)
+  x, z, cond = _inputs(ROWS[name])
 
-  with nnx.set_graph_mode(True), nnx.set_graph_updates(True):
-    graph_text, graph_leaves = program()
-  with nnx.set_graph_mode(False), nnx.set_graph_updates(False):
-    tree_text, tree_leaves = program()
-  assert graph_text == tree_text
+  def programs(graph):
+    with nnx.set_graph_mode(graph), nnx.set_graph_updates(graph):
+      graphdef, *state = nnx.split(_make(name), nnx.Param, ...)
+      run = _with_gradients(graphdef)
+      traced = [
+        run.trace(state[0], v, state[1], cond, m) for m, v in zip(METHODS, (x, z), strict=True)
+      ]
+    # Addresses of functions are all that may differ between two traces.
+    texts = [re.sub(r"0x[0-9a-f]+", "", str(program.jaxpr)) for program in traced]
+    return texts, jax.tree.leaves(state)
+
+  (graph_texts, graph_leaves), (tree_texts, tree_leaves) = programs(True), programs(False)
+  assert graph_texts == tree_texts
   for graph, tree in zip(graph_leaves, tree_leaves, strict=True):
     np.testing.assert_array_equal(graph, tree)

@@ -34,7 +34,7 @@ def variables(workdir, kind=...):
 
 
 @pytest.fixture(scope="module", params=sorted(OPTIONS))
-def trained(request, tmp_path_factory, compiled_once):
+def trained(request, tmp_path_factory):
   workdir = tmp_path_factory.mktemp(request.param) / "run"
   assert train.train(config(request.param), str(workdir))
   return request.param, workdir

@@ -61,7 +61,7 @@ def listening():
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, compiled_once):
+def trained(tmp_path_factory):
   workdir = tmp_path_factory.mktemp("classification") / "run"
   assert train.train(tiny(), str(workdir))
   return workdir

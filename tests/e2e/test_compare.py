@@ -50,7 +50,7 @@ def strange_norms():
 
 
 @pytest.fixture(scope="module")
-def compared(tmp_path_factory, compiled_once):
+def compared(tmp_path_factory):
   """A folder with a finished comparison, and its rows."""
   folder = tmp_path_factory.mktemp("compared") / "out"
   return folder, compare.compare(tiny(), str(folder))

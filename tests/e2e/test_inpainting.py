@@ -27,7 +27,7 @@ def task():
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, compiled_once):
+def trained(tmp_path_factory):
   workdir = tmp_path_factory.mktemp("inpainting") / "run"
   assert train.train(tiny(), str(workdir))
   return workdir

@@ -20,7 +20,7 @@ def tiny(**changes):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, compiled_once):
+def trained(tmp_path_factory):
   workdir = tmp_path_factory.mktemp("style") / "run"
   assert train.train(tiny(), str(workdir))
   return workdir
