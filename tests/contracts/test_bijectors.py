@@ -62,16 +62,11 @@ def _inputs(row, dtype=jnp.float32):
   return x, z, None if row.cond is None else _as(row.cond(1), dtype)
 
 
-def _plain(graphdef):
-  """Return a function of method and state, compiled once for both ends of a round trip."""
-  return jax.jit(
-    lambda method, state, value, cond: getattr(nnx.merge(graphdef, state), method)(value, cond),
-    static_argnums=0,
-  )
-
-
 def _with_gradients(graphdef):
-  """Return the same with gradients of a loss that feels every output."""
+  """Return a function of method and state, with gradients of a loss that feels every output.
+
+  Compiled once per method, it serves both ends of a round trip.
+  """
 
   def loss(params, value, rest, cond, method):
     output, log_det = getattr(nnx.merge(graphdef, params, rest), method)(value, cond)
@@ -80,53 +75,67 @@ def _with_gradients(graphdef):
   return jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True), static_argnums=4)
 
 
-def _round_trips(forward, inverse, x, z):
-  there, there_log_det = forward(x)
-  x_again, back_log_det = inverse(there)
-  back, down_log_det = inverse(z)
-  z_again, up_log_det = forward(back)
-  return {
+def _narrow(name):
+  """Return the row's inputs and what all its tests in float32 share.
+
+  `gradients` are those of x and z, {method: (loss, params_bar, value_bar)}; `other` is what another
+  condition gives, {method: (output, log_det)}.
+  """
+  row, (x, z, cond) = ROWS[name], _inputs(ROWS[name])
+  graphdef, params, rest = nnx.split(_made(name), nnx.Param, ...)
+  run, gradients = _with_gradients(graphdef), {}
+
+  def call(method, value):
+    (loss, result), (params_bar, value_bar) = run(params, value, rest, cond, method)
+    gradients.setdefault(method, (loss, params_bar, value_bar))
+    return result
+
+  there, there_log_det = call("forward", x)
+  back, down_log_det = call("inverse", z)
+  x_again, back_log_det = call("inverse", there)
+  z_again, up_log_det = call("forward", back)
+  results = {
     "forward": (there, there_log_det),
     "inverse": (back, down_log_det),
     "again": (x_again, z_again),
     "log_dets": ((there_log_det, back_log_det), (up_log_det, down_log_det)),
+    "gradients": gradients,
   }
+  if row.cond is not None:
+    results["other"] = {
+      method: run(params, value, rest, row.cond(2), method)[0][1]
+      for method, value in zip(METHODS, (x, z), strict=True)
+    }
+  return (x, z, cond), results
+
+
+def _wide(name):
+  """Return the row's inputs and results in float64: one program, one inverse for both trips."""
+  x, z, cond = _inputs(ROWS[name], jnp.float64)
+  graphdef, state = nnx.split(_made(name, "float64"))
+
+  @jax.jit
+  def run(state, x, z, cond):
+    bijector = nnx.merge(graphdef, state)
+    there, there_log_det = bijector.forward(x, cond)
+    double = None if cond is None else jnp.concatenate([cond, cond])
+    found, log_det = bijector.inverse(jnp.concatenate([there, z]), double)
+    (x_again, back), (back_log_det, down_log_det) = jnp.split(found, 2), jnp.split(log_det, 2)
+    z_again, up_log_det = bijector.forward(back, cond)
+    return {
+      "forward": (there, there_log_det),
+      "again": (x_again, z_again),
+      "log_dets": ((there_log_det, back_log_det), (up_log_det, down_log_det)),
+    }
+
+  return (x, z, cond), run(state, x, z, cond)
 
 
 # The tests of a row run one after the other (see conftest.py): few results need to be kept.
 @functools.lru_cache(maxsize=8)
 def _results(name, dtype_name):
-  """Return the row's inputs and `_round_trips`, which all tests of the row share.
-
-  In float32 come `gradients`, {method: (loss, params_bar, value_bar)}, and `other`, what another
-  condition gives: {method: (output, log_det)}.
-  """
-  row, dtype = ROWS[name], jnp.dtype(dtype_name)
-  with jax.enable_x64(dtype == jnp.float64):
-    bijector = _made(name, dtype_name)
-    x, z, cond = _inputs(row, dtype)
-    if dtype == jnp.float64:
-      graphdef, state = nnx.split(bijector)
-      run = _plain(graphdef)
-      forward, inverse = (functools.partial(run, m, state, cond=cond) for m in METHODS)
-      return (x, z, cond), jax.block_until_ready(_round_trips(forward, inverse, x, z))
-    graphdef, params, rest = nnx.split(bijector, nnx.Param, ...)
-    run = _with_gradients(graphdef)
-    gradients = {}
-
-    def call(method, value):
-      (loss, result), (params_bar, value_bar) = run(params, value, rest, cond, method)
-      gradients.setdefault(method, (loss, params_bar, value_bar))
-      return result
-
-    forward, inverse = (functools.partial(call, m) for m in METHODS)
-    results = _round_trips(forward, inverse, x, z)
-    if row.cond is not None:
-      results["other"] = {
-        m: run(params, value, rest, row.cond(2), m)[0][1]
-        for m, value in zip(METHODS, (x, z), strict=True)
-      }
-    return (x, z, cond), jax.block_until_ready(results | {"gradients": gradients})
+  with jax.enable_x64(dtype_name == "float64"):
+    return jax.block_until_ready({"float32": _narrow, "float64": _wide}[dtype_name](name))
 
 
 def test_table_has_a_row_per_public_class():
@@ -236,9 +245,14 @@ def test_jit_equals_eager(name):
 def test_log_det_is_wide_under_bfloat16(name):
   (x, z, cond), results = _results(name, "float32")
   graphdef, state = nnx.split(_made(name))
-  run = _plain(graphdef)
-  for method, value in zip(METHODS, (x, z), strict=True):
-    output, log_det = run(method, state, _as(value, jnp.bfloat16), _as(cond, jnp.bfloat16))
+
+  @jax.jit
+  def run(state, x, z, cond):
+    bijector = nnx.merge(graphdef, state)
+    return bijector.forward(x, cond), bijector.inverse(z, cond)
+
+  narrow = run(state, *(_as(v, jnp.bfloat16) for v in (x, z, cond)))
+  for (output, log_det), method in zip(narrow, METHODS, strict=True):
     assert log_det.dtype == jnp.float32
     wide, wide_log_det = results[method]
     np.testing.assert_allclose(output.astype(jnp.float32), wide, rtol=0.1, atol=0.1)
