@@ -24,6 +24,7 @@ from experiments.tasks._classification import Classification
 from experiments.tasks._density import Density
 from experiments.tasks._density_pictures import interpolations, reconstructions, spherical
 from experiments.tasks._inpainting import Inpainting
+from experiments.tasks._inverse_problems import InverseProblems
 from experiments.tasks._scoring import score_all, spread
 from experiments.tasks._style import Style
 from experiments.tasks._table_density import TableDensity
@@ -32,6 +33,7 @@ TASKS = {
   "classification": Classification,
   "density": Density,
   "inpainting": Inpainting,
+  "inverse_problems": InverseProblems,
   "style": Style,
   "table_density": TableDensity,
 }
@@ -66,6 +68,7 @@ __all__ = [
   "Classification",
   "Density",
   "Inpainting",
+  "InverseProblems",
   "Style",
   "TableDensity",
   "chosen",

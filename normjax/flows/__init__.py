@@ -5,6 +5,7 @@ from normjax.flows._bijector import Bijector
 from normjax.flows._causal_conv import causal_conv, causal_conv_inverse
 from normjax.flows._chain import Chain, Inverted
 from normjax.flows._cinc_conv import CInCConv
+from normjax.flows._conditioned import Conditioned
 from normjax.flows._coupling import Coupling
 from normjax.flows._denoise import denoise
 from normjax.flows._dependent_data import (
@@ -34,6 +35,7 @@ from normjax.flows._elementwise_coupling import (
   mask_to_order,
 )
 from normjax.flows._emerging_conv import EmergingConv
+from normjax.flows._feature_conditional import FeatureConditional, SelfConditional
 from normjax.flows._flow import Flow
 from normjax.flows._glow_coupling import AdditiveGlowCoupling, GlowCoupling
 from normjax.flows._householder_linear import HouseholderLinear, QRLinear, SVDLinear
@@ -63,6 +65,7 @@ from normjax.flows._periodic_conv import PeriodicConv
 from normjax.flows._permutation import Permutation
 from normjax.flows._potentials import energy_u1, energy_u2, energy_u3, energy_u4
 from normjax.flows._quad_coupling import QuadCoupling
+from normjax.flows._quad_glow_coupling import QuadGlowCoupling
 from normjax.flows._rational_quadratic_spline import (
   rational_quadratic_spline,
   rational_quadratic_spline_inverse,
@@ -152,6 +155,7 @@ __all__ = [
   "CInCConv",
   "Chain",
   "ConditionalAffineTransform",
+  "Conditioned",
   "Coupling",
   "DEPENDENT_WARPS",
   "DependentFlow",
@@ -160,6 +164,7 @@ __all__ = [
   "ElementwiseAffine",
   "ElementwiseCoupling",
   "EmergingConv",
+  "FeatureConditional",
   "Flow",
   "GlowCoupling",
   "HouseholderLinear",
@@ -184,11 +189,13 @@ __all__ = [
   "Permutation",
   "QRLinear",
   "QuadCoupling",
+  "QuadGlowCoupling",
   "RQSCoupling",
   "RQSTransform",
   "Reshape",
   "SVDLinear",
   "Scan",
+  "SelfConditional",
   "Sigmoid",
   "Softplus",
   "SoftplusLULinear",
