@@ -225,6 +225,14 @@ def train_digits(settings: Settings) -> list[dict]:
 # -- What is written -------------------------------------------------------------------------------
 
 
+def chosen(only: list[str]) -> tuple[str, ...]:
+  """Return the parts of these names, in their order."""
+  parts = tuple(part for part in PARTS if part in only)
+  if len(parts) < len(only) or not parts:
+    raise ValueError(f"--only must be some of {','.join(PARTS)}, got {','.join(only)}")
+  return parts
+
+
 def run(settings: Settings, parts: tuple[str, ...]) -> dict:
   """Time and train what `parts` name; return the settings and the rows of each."""
   runs = {"time": time_steps, "sine": train_sine, "digits": train_digits}
@@ -303,9 +311,7 @@ def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f"takes flags only, got {argv[1:]}")
   flag = flags.FLAGS
-  parts = tuple(part for part in PARTS if part in flag.only)
-  if len(parts) < len(flag.only) or not parts:
-    raise ValueError(f"--only must be some of {','.join(PARTS)}, got {','.join(flag.only)}")
+  parts = chosen(flag.only)
   settings = Settings(
     num_seeds=flag.seeds, sine_steps=flag.sine_steps, digits_steps=flag.digits_steps
   )

@@ -93,11 +93,10 @@ def _round_trips(forward, inverse, x, z):
     "inverse": (back, down_log_det),
     "again": (x_again, z_again),
     "log_dets": ((there_log_det, back_log_det), (up_log_det, down_log_det)),
-    "varying": _varying(bijector, x, z, cond),
   }
 
 
-def _varying(bijector, x, z, cond):
+def _varying(bijector, run, x, z, cond):
   """Return both directions with all of their log_det and with what varies, under one condition.
 
   Most layers inherit what they do there, and are compiled for it only if it takes a condition.
@@ -108,8 +107,8 @@ def _varying(bijector, x, z, cond):
   if cond is not None:
     cond = jax.tree.map(lambda c: jnp.broadcast_to(c[:1], c.shape), cond)
   return {
-    "x": (bijector.forward(x, cond), bijector.forward_varying(x, cond)),
-    "z": (bijector.inverse(z, cond), bijector.inverse_varying(z, cond)),
+    method: (run(method, value=value, cond=cond), run(f"{method}_varying", value=value, cond=cond))
+    for method, value in zip(METHODS, (x, z), strict=True)
   }
 
 
@@ -127,9 +126,12 @@ def _results(name, dtype_name):
     x, z, cond = _inputs(row, dtype)
     if dtype == jnp.float64:
       graphdef, state = nnx.split(bijector)
-      run = _plain(graphdef)
-      forward, inverse = (functools.partial(run, m, state, cond=cond) for m in METHODS)
-      return (x, z, cond), jax.block_until_ready(_round_trips(forward, inverse, x, z))
+      plain = _plain(graphdef)
+      run = lambda method, value, cond: plain(method, state, value, cond)
+      forward, inverse = (functools.partial(run, m, cond=cond) for m in METHODS)
+      results = _round_trips(forward, inverse, x, z)
+      results["varying"] = _varying(bijector, run, x, z, cond)
+      return (x, z, cond), jax.block_until_ready(results)
     graphdef, params, rest = nnx.split(bijector, nnx.Param, ...)
     run = _with_gradients(graphdef)
     gradients = {}
