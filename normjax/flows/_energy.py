@@ -10,7 +10,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from normjax.flows._checks import check_batch, check_sizes, is_concrete
 from normjax.flows._distribution import Distribution
@@ -143,7 +143,7 @@ def langevin(
   return jax.lax.scan(step, x, jax.random.split(key, num_steps))[0]
 
 
-def check_above_zero(**values: ArrayLike) -> None:
+def check_above_zero(**values: float | Array) -> None:
   """Raise unless every number is above 0 and finite, if it can be looked at."""
   for name, value in values.items():
     if is_concrete(value) and not 0 < float(value) < math.inf:
