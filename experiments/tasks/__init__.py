@@ -25,6 +25,7 @@ from experiments.tasks._density import Density
 from experiments.tasks._density_pictures import interpolations, reconstructions, spherical
 from experiments.tasks._inpainting import Inpainting
 from experiments.tasks._inverse_problems import InverseProblems
+from experiments.tasks._score_matching import ScoreMatching
 from experiments.tasks._scoring import score_all, spread
 from experiments.tasks._style import Style
 from experiments.tasks._table_density import TableDensity
@@ -34,6 +35,7 @@ TASKS = {
   "density": Density,
   "inpainting": Inpainting,
   "inverse_problems": InverseProblems,
+  "score_matching": ScoreMatching,
   "style": Style,
   "table_density": TableDensity,
 }
@@ -69,6 +71,7 @@ __all__ = [
   "Density",
   "Inpainting",
   "InverseProblems",
+  "ScoreMatching",
   "Style",
   "TableDensity",
   "chosen",

@@ -2,6 +2,7 @@
 
 from normjax.models._attentive_lstm import AttentiveLSTM
 from normjax.models._conditional_image_flow import ConditionalImageFlow
+from normjax.models._ebflow import ebflow_coupling, ebflow_dense
 from normjax.models._ferumal import ferumal_flow
 from normjax.models._flows import affine_coupling_flow, maf, rqs_coupling_flow
 from normjax.models._glow import Glow
@@ -28,6 +29,8 @@ __all__ = [
   "TSITStage",
   "ViT",
   "affine_coupling_flow",
+  "ebflow_coupling",
+  "ebflow_dense",
   "ferumal_flow",
   "maf",
   "rqs_coupling_flow",

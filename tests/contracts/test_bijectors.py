@@ -14,6 +14,9 @@ from normjax import flows
 from tests.contracts.bijectors import BATCH, ROWS
 from tests.contracts.variants import variants_slow
 
+# A primitive of a program's text that factorizes a matrix.
+DECOMPOSITION = re.compile(r" = (lu|qr|geqrf|svd|eigh?|cholesky|schur)\b")
+
 # Bases to derive from: they can't be constructed.
 ABSTRACT = {"Bijector", "Coupling"}
 METHODS = ("forward", "inverse")
@@ -109,6 +112,25 @@ def _narrow(name):
   return (x, z, cond), results
 
 
+def _varying(bijector, x, z, cond):
+  """Return both directions with all of their log_det and with what varies, under one condition.
+
+  Most layers inherit what they do there, and are compiled for it only if it takes a condition.
+  """
+  inherits = type(bijector).forward_varying is flows.Bijector.forward_varying
+  if inherits and (cond is None or not bijector.constant_logdet):
+    return {}
+  if cond is not None:
+    cond = jax.tree.map(lambda c: jnp.broadcast_to(c[:1], c.shape), cond)
+  return {
+    method: (
+      getattr(bijector, method)(value, cond),
+      getattr(bijector, f"{method}_varying")(value, cond),
+    )
+    for method, value in zip(METHODS, (x, z), strict=True)
+  }
+
+
 def _wide(name):
   """Return the row's inputs and results in float64: one program, one inverse for both trips."""
   x, z, cond = _inputs(ROWS[name], jnp.float64)
@@ -126,6 +148,7 @@ def _wide(name):
       "forward": (there, there_log_det),
       "again": (x_again, z_again),
       "log_dets": ((there_log_det, back_log_det), (up_log_det, down_log_det)),
+      "varying": _varying(bijector, x, z, cond),
     }
 
   return (x, z, cond), run(state, x, z, cond)
@@ -195,6 +218,29 @@ def test_log_det_is_that_of_the_jacobian(name):
       matrix, alone = jacobian(x[i].reshape(-1), state, None if cond is None else cond[i : i + 1])
       np.testing.assert_allclose(alone[0], z[i], rtol=0, atol=1e-9)  # examples do not mix
       np.testing.assert_allclose(np.linalg.slogdet(matrix)[1], log_det[i], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_what_varies_is_all_but_a_constant_of_the_log_det(name):
+  (_, _, cond), results = _results(name, "float64")
+  constant = _made(name).constant_logdet
+  if cond is None:
+    # Neither says less than it could, nor more.
+    for log_det in jax.tree.leaves(results["log_dets"]):
+      assert constant == (np.ptp(log_det) < 1e-12)
+  for (output, log_det), (again, varying) in results["varying"].values():
+    np.testing.assert_array_equal(again, output)
+    assert varying.shape == (BATCH,)
+    assert varying.dtype == log_det.dtype
+    np.testing.assert_allclose(np.ptp(log_det - varying), 0, atol=1e-12)
+    assert constant == (np.ptp(log_det) < 1e-12)
+    assert not constant or not np.any(varying)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_what_varies_takes_no_determinant_of_a_linear_layer(name):
+  bijector, (x, _, cond) = _made(name), _inputs(ROWS[name])
+  assert not DECOMPOSITION.search(str(jax.make_jaxpr(bijector.forward_varying)(x, cond)))
 
 
 @pytest.mark.parametrize("name", [name for name, row in ROWS.items() if row.cond is not None])

@@ -29,7 +29,7 @@ def test_tiny_modes_train(name, tmp_path):
   losses = runs.losses(workdir)
   assert len(losses) == 2
   assert all(0 < loss < 20 for loss in losses)
-  metrics = dict.fromkeys(("glow", "jet", "low", "super", "tarflow"), "bits_per_dim")
+  metrics = dict.fromkeys(("ebflow", "glow", "jet", "low", "super", "tarflow"), "bits_per_dim")
   metrics |= {"classify": "error", "inpaint": "hole_mse", "spade": "l1", "table": "nats"}
   metric = f"test_{metrics[name.split('_')[0]]}"
   assert runs.curve(workdir)[-1].keys() == {"step", metric}
