@@ -5,6 +5,7 @@ from normjax.flows._bijector import Bijector
 from normjax.flows._causal_conv import causal_conv, causal_conv_inverse
 from normjax.flows._chain import Chain, Inverted
 from normjax.flows._cinc_conv import CInCConv
+from normjax.flows._conditional_normal import ClassConditionalNormal, ConditionalDiagonalNormal
 from normjax.flows._conditioned import Conditioned
 from normjax.flows._coupling import Coupling
 from normjax.flows._denoise import denoise
@@ -37,6 +38,7 @@ from normjax.flows._elementwise_coupling import (
 from normjax.flows._emerging_conv import EmergingConv
 from normjax.flows._energy import langevin, log_normalizer, score
 from normjax.flows._feature_conditional import FeatureConditional, SelfConditional
+from normjax.flows._fit import FitResult, fit
 from normjax.flows._flow import Flow
 from normjax.flows._glow_coupling import AdditiveGlowCoupling, GlowCoupling
 from normjax.flows._householder_linear import HouseholderLinear, QRLinear, SVDLinear
@@ -49,6 +51,7 @@ from normjax.flows._injective import (
   orthogonal_probes,
   volume_surrogate,
 )
+from normjax.flows._injective_cycles import injective_cycles
 from normjax.flows._invertible_linear import InvertibleLinear
 from normjax.flows._jet import Jet
 from normjax.flows._jet_big_vision import jet_from_big_vision
@@ -60,8 +63,10 @@ from normjax.flows._logistic import Logistic
 from normjax.flows._logit import Logit
 from normjax.flows._lu_linear import LULinear, SoftplusLULinear, TriangularLinear
 from normjax.flows._masked_autoregressive import MaskedAutoregressive
+from normjax.flows._mixture import GaussianMixture, Mixture
 from normjax.flows._modified_spline import modified_spline, modified_spline_inverse
 from normjax.flows._multi_scale import MultiScale
+from normjax.flows._multivariate_normal import MultivariateNormal
 from normjax.flows._padded_conv import PaddedConv
 from normjax.flows._periodic_conv import PeriodicConv
 from normjax.flows._permutation import Permutation
@@ -77,8 +82,16 @@ from normjax.flows._relationship import (
   relationship_log_prob,
   rotated_log_prob,
 )
+from normjax.flows._resampled import Resampled
 from normjax.flows._reshape import Reshape, Squeeze
 from normjax.flows._residual_network import MADE
+from normjax.flows._reverse_kl import (
+  effective_sample_size,
+  importance_log_weights,
+  renyi_bound,
+  reverse_kl,
+)
+from normjax.flows._sampler import Sampler, pulled_back_potential, to_distrax, to_numpyro
 from normjax.flows._scan import Scan
 from normjax.flows._score_matching import (
   contrastive_loss,
@@ -112,7 +125,10 @@ from normjax.flows._transforms import (
   RQSTransform,
   Transform,
 )
+from normjax.flows._truncated_normal import TruncatedNormal
 from normjax.flows._uniform import Uniform
+from normjax.flows._variational_dequantization import dequantized_log_prob
+from normjax.flows._von_mises import VonMises
 
 # Energies U of two-dimensional densities p(z) ~ exp(-U(z)), by their names in the literature.
 POTENTIALS = {"U1": energy_u1, "U2": energy_u2, "U3": energy_u3, "U4": energy_u4}
@@ -164,7 +180,9 @@ __all__ = [
   "Bijector",
   "CInCConv",
   "Chain",
+  "ClassConditionalNormal",
   "ConditionalAffineTransform",
+  "ConditionalDiagonalNormal",
   "Conditioned",
   "Coupling",
   "DEPENDENT_WARPS",
@@ -175,7 +193,9 @@ __all__ = [
   "ElementwiseCoupling",
   "EmergingConv",
   "FeatureConditional",
+  "FitResult",
   "Flow",
+  "GaussianMixture",
   "GlowCoupling",
   "HouseholderLinear",
   "INVERTIBLE_CONVOLUTIONS",
@@ -192,8 +212,10 @@ __all__ = [
   "Logit",
   "MADE",
   "MaskedAutoregressive",
+  "Mixture",
   "ModifiedRQSTransform",
   "MultiScale",
+  "MultivariateNormal",
   "POTENTIALS",
   "PaddedConv",
   "PeriodicConv",
@@ -203,8 +225,10 @@ __all__ = [
   "QuadGlowCoupling",
   "RQSCoupling",
   "RQSTransform",
+  "Resampled",
   "Reshape",
   "SVDLinear",
+  "Sampler",
   "Scan",
   "SelfConditional",
   "Sigmoid",
@@ -221,7 +245,9 @@ __all__ = [
   "TarFlow",
   "Transform",
   "TriangularLinear",
+  "TruncatedNormal",
   "Uniform",
+  "VonMises",
   "bits_per_dim",
   "block_log_prob",
   "causal_conv",
@@ -237,6 +263,8 @@ __all__ = [
   "dependent_blocks",
   "dependent_normals",
   "dequantize",
+  "dequantized_log_prob",
+  "effective_sample_size",
   "eight_gaussians",
   "eight_gaussians_log_prob",
   "encoder_log_volume",
@@ -245,8 +273,11 @@ __all__ = [
   "energy_u3",
   "energy_u4",
   "finite_difference_score_matching",
+  "fit",
   "hard_sigmoid_correlation",
+  "importance_log_weights",
   "init_from_data",
+  "injective_cycles",
   "injective_log_prob",
   "injective_loss",
   "jet_from_big_vision",
@@ -260,15 +291,20 @@ __all__ = [
   "modified_spline_inverse",
   "orthogonal_probes",
   "pinwheel",
+  "pulled_back_potential",
   "quantize",
   "rational_quadratic_spline",
   "rational_quadratic_spline_inverse",
   "relationship_log_prob",
+  "renyi_bound",
+  "reverse_kl",
   "rotated_log_prob",
   "score",
   "sigmoid_correlation",
   "sliced_score_matching",
   "squared_exponential",
+  "to_distrax",
+  "to_numpyro",
   "tracked_variance",
   "two_moons",
   "two_spirals",

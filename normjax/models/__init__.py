@@ -12,11 +12,13 @@ from normjax.models._lstm import LSTMClassifier
 from normjax.models._mlp import MLP
 from normjax.models._resnet import ResNet
 from normjax.models._spade import FADEResBlock, SPADEGenerator, SPADEResBlock, TSITStage
+from normjax.models._variational_dequantizer import DequantizedFlow, VariationalDequantizer
 from normjax.models._vit import ViT
 
 __all__ = [
   "AttentiveLSTM",
   "ConditionalImageFlow",
+  "DequantizedFlow",
   "FADEResBlock",
   "Glow",
   "InjectiveFlow",
@@ -27,6 +29,7 @@ __all__ = [
   "SPADEGenerator",
   "SPADEResBlock",
   "TSITStage",
+  "VariationalDequantizer",
   "ViT",
   "affine_coupling_flow",
   "ebflow_coupling",
