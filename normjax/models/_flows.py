@@ -16,6 +16,7 @@ def rqs_coupling_flow(
   num_bins: int = 8,
   tail_bound: float = 3.0,
   cond_dim: int | None = None,
+  dropout_rate: float = 0.0,
   memory: str = "store",
   rngs: nnx.Rngs,
 ) -> flows.Flow:
@@ -34,6 +35,7 @@ def rqs_coupling_flow(
     num_bins: bins of a spline.
     tail_bound: the splines live on [-tail_bound, tail_bound].
     cond_dim: features of the condition, or None.
+    dropout_rate: as for `flows.ElementwiseCoupling`.
     memory: as for `flows.Scan`.
     rngs: source of the parameters' keys and of the orders.
 
@@ -53,7 +55,7 @@ def rqs_coupling_flow(
   """
   make = lambda rngs, order: flows.RQSCoupling(
     order, num_conditioning=dim // 2, num_bins=num_bins, tail_bound=tail_bound, identity_init=True,
-    width=width, depth=depth, cond_dim=cond_dim, rngs=rngs,
+    width=width, depth=depth, cond_dim=cond_dim, dropout_rate=dropout_rate, rngs=rngs,
   )  # fmt: skip
   return _couplings(make, dim, num_layers, memory, rngs)
 
@@ -114,6 +116,7 @@ def maf(
   depth: int = 2,
   cond_dim: int | None = None,
   memory: str = "store",
+  dropout_rate: float = 0.0,
   rngs: nnx.Rngs,
 ) -> flows.Flow:
   """Build a masked autoregressive flow over vectors.
@@ -130,6 +133,7 @@ def maf(
     depth: residual blocks of a network.
     cond_dim: features of the condition, or None.
     memory: as for `flows.Scan`; "reversible" takes `dim` passes per layer to rebuild its input.
+    dropout_rate: as for `flows.MaskedAutoregressive`.
     rngs: source of the parameters' keys and of the orders.
 
   Returns:
@@ -148,8 +152,9 @@ def maf(
     (2,)
   """
   make = lambda rngs, order: flows.MaskedAutoregressive(
-    dim, order=order, width=width, depth=depth, cond_dim=cond_dim, rngs=rngs
-  )
+    dim, order=order, width=width, depth=depth, cond_dim=cond_dim, dropout_rate=dropout_rate,
+    rngs=rngs,
+  )  # fmt: skip
   if num_layers < 1:
     raise ValueError(f"num_layers must be at least 1, got {num_layers}")
   orders = _orders(rngs, dim, num_layers, None)
