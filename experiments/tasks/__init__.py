@@ -23,6 +23,7 @@ from experiments import data
 from experiments.tasks._classification import Classification
 from experiments.tasks._density import Density
 from experiments.tasks._density_pictures import interpolations, reconstructions, spherical
+from experiments.tasks._injective import Injective
 from experiments.tasks._inpainting import Inpainting
 from experiments.tasks._inverse_problems import InverseProblems
 from experiments.tasks._score_matching import ScoreMatching
@@ -33,6 +34,7 @@ from experiments.tasks._table_density import TableDensity
 TASKS = {
   "classification": Classification,
   "density": Density,
+  "injective": Injective,
   "inpainting": Inpainting,
   "inverse_problems": InverseProblems,
   "score_matching": ScoreMatching,
@@ -69,6 +71,7 @@ __all__ = [
   "TASKS",
   "Classification",
   "Density",
+  "Injective",
   "Inpainting",
   "InverseProblems",
   "ScoreMatching",

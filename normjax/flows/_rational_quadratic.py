@@ -21,9 +21,25 @@ class Knots(NamedTuple):
   slopes: Float[Array, "*batch k1"]
 
 
+class Bin(NamedTuple):
+  """The bin that holds a value: where it starts, its size, and the slopes at its ends."""
+
+  left: Float[Array, "*batch"]
+  width: Float[Array, "*batch"]
+  bottom: Float[Array, "*batch"]
+  height: Float[Array, "*batch"]
+  low_slope: Float[Array, "*batch"]
+  high_slope: Float[Array, "*batch"]
+
+
 def spline_forward(x: Float[Array, "*batch"], knots: Knots) -> tuple[Array, Array]:
   """Return `(y, log y')` of points in the box."""
-  x0, width, y0, height, d0, d1 = _pick(x, knots.x, knots)
+  return bin_forward(x, _pick(x, knots.x, knots))
+
+
+def bin_forward(x: Float[Array, "*batch"], at: Bin) -> tuple[Array, Array]:
+  """Return `(y, log y')` of points in their bins."""
+  x0, width, y0, height, d0, d1 = at
   delta, theta = height / width, (x - x0) / width
   q = theta * (1 - theta)
   y = y0 + height * (delta * theta**2 + d0 * q) / (delta * (1 - 2 * q) + (d0 + d1) * q)
@@ -32,7 +48,12 @@ def spline_forward(x: Float[Array, "*batch"], knots: Knots) -> tuple[Array, Arra
 
 def spline_inverse(y: Float[Array, "*batch"], knots: Knots) -> tuple[Array, Array]:
   """Return `(x, log x')` of values in the box."""
-  x0, width, y0, height, d0, d1 = _pick(y, knots.y, knots)
+  return bin_inverse(y, _pick(y, knots.y, knots))
+
+
+def bin_inverse(y: Float[Array, "*batch"], at: Bin) -> tuple[Array, Array]:
+  """Return `(x, log x')` of values in their bins."""
+  x0, width, y0, height, d0, d1 = at
   delta, eta = height / width, (y - y0) / height
   # The quadratic of the card divided by the bin's height: a t^2 + b t + c = 0.
   bend = eta * (d0 + d1 - 2 * delta)
@@ -55,10 +76,11 @@ def _log_slope(delta, theta, d0, d1):
   return 2 * jnp.log(delta) + jnp.log(numerator) - 2 * jnp.log(denominator)
 
 
-def _pick(value, edges, knots: Knots):
-  """Return left knot, width, bottom knot, height and both slopes of the bin that holds `value`."""
+def _pick(value, edges, knots: Knots) -> Bin:
+  """Return the bin that holds `value`."""
   take = bin_taker(value, edges)
   low = lambda v: take(v[..., :-1])
   step = lambda v: take(v[..., 1:] - v[..., :-1])
   high_slope = take(knots.slopes[..., 1:])
-  return low(knots.x), step(knots.x), low(knots.y), step(knots.y), low(knots.slopes), high_slope
+  low_slope = low(knots.slopes)
+  return Bin(low(knots.x), step(knots.x), low(knots.y), step(knots.y), low_slope, high_slope)

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from normjax.flows._rational_quadratic import Knots, spline_forward, spline_inverse
-from normjax.flows._spline_box import Box, bin_edges, check_minimum, check_raw, in_box
+from normjax.flows._rational_quadratic import Bin, bin_forward, bin_inverse
+from normjax.flows._spline_box import Box, bin_shares, check_minimum, check_raw, in_box
 
 _MAX_RAW_SLOPE = 1e4
 
@@ -81,7 +81,7 @@ def rational_quadratic_spline(
   raws = raw_widths, raw_heights, raw_derivatives
   minima = min_width, min_height, min_derivative
   box = Box(left, right, bottom, top)
-  return _run(spline_forward, "x", x, raws, box, minima, identity_init)
+  return _run(bin_forward, "x", x, raws, box, minima, identity_init)
 
 
 def rational_quadratic_spline_inverse(
@@ -138,7 +138,7 @@ def rational_quadratic_spline_inverse(
   raws = raw_widths, raw_heights, raw_derivatives
   minima = min_width, min_height, min_derivative
   box = Box(left, right, bottom, top)
-  return _run(spline_inverse, "y", y, raws, box, minima, identity_init)
+  return _run(bin_inverse, "y", y, raws, box, minima, identity_init)
 
 
 def _run(spline, name, value, raws, box, minima, identity_init):
@@ -146,20 +146,55 @@ def _run(spline, name, value, raws, box, minima, identity_init):
   dtype = jnp.promote_types(value.dtype, jnp.float32)
   raw_widths, raw_heights, raw_derivatives = (raw.astype(dtype) for raw in raws)
   beta = math.log(2) / (1 - minima[2]) if identity_init else 1.0
-  raw_slopes = jnp.minimum(raw_derivatives, _MAX_RAW_SLOPE)
-  slopes = minima[2] + jax.nn.softplus(beta * raw_slopes) / beta
-  extra = slopes.shape[-1] - num_bins
-  if extra == -1:
-    one = jnp.ones((*value.shape, 1), dtype)
-    slopes = jnp.concatenate([one, slopes, one], axis=-1)
-  elif extra == 0:
-    slopes = jnp.concatenate([slopes, slopes[..., :1]], axis=-1)
-  knots = Knots(
-    bin_edges(raw_widths, box.left, box.right, minima[0]),
-    bin_edges(raw_heights, box.bottom, box.top, minima[1]),
-    slopes,
-  )
-  return in_box(name, value, lambda v: spline(v, knots), box, tails=extra == -1)
+  widths, heights = bin_shares(raw_widths, minima[0]), bin_shares(raw_heights, minima[1])
+  axis = (widths, box.left, box.right) if name == "x" else (heights, box.bottom, box.top)
+
+  def evaluate(v):
+    index = _index(v, *axis)
+    horizontal = _part(index, widths, box.left, box.right)
+    vertical = _part(index, heights, box.bottom, box.top)
+    slopes = _slopes(index, raw_derivatives, num_bins, minima[2], beta)
+    return spline(v, Bin(*horizontal, *vertical, *slopes))
+
+  return in_box(name, value, evaluate, box, tails=raw_derivatives.shape[-1] == num_bins - 1)
+
+
+def _index(value, shares, low, high):
+  """Return the number of the bin that holds the value, (*batch, 1)."""
+  # A product with a triangle of ones: on CPU a cumulative sum takes longer than all the rest.
+  inner = jax.lax.stop_gradient(shares)[..., :-1]
+  triangle = jnp.triu(jnp.ones((inner.shape[-1], inner.shape[-1]), inner.dtype))
+  ends = low + (high - low) * jnp.matmul(inner, triangle, precision=jax.lax.Precision.HIGHEST)
+  # Inner knots at or below the value; so the last bin holds its right end, and NaN some bin.
+  return jnp.sum(value[..., None] >= ends, axis=-1, keepdims=True)
+
+
+def _part(index, shares, low, high):
+  """Return where the bin starts on one axis and its size; the last one ends at `high`, exactly."""
+  scale, bins = high - low, _range(index, shares.shape[-1])
+  start = low + scale * jnp.sum(jnp.where(bins < index, shares, 0), axis=-1)
+  size = scale * jnp.sum(jnp.where(bins == index, shares, 0), axis=-1)
+  return start, jnp.where(index[..., 0] == shares.shape[-1] - 1, high - start, size)
+
+
+def _slopes(index, raw, num_bins, least, beta):
+  """Return the slopes at both ends of the bin that is the `index`-th."""
+  # With linear tails the ends of the box have slope 1; on a circle they are the same knot.
+  tails, circular = raw.shape[-1] == num_bins - 1, raw.shape[-1] == num_bins
+  knots = _range(index, raw.shape[-1]) + tails
+
+  def slope(knot):
+    knot = knot % num_bins if circular else knot
+    chosen = jnp.sum(jnp.where(knots == knot, raw, 0), axis=-1)
+    inner = least + jax.nn.softplus(beta * jnp.minimum(chosen, _MAX_RAW_SLOPE)) / beta
+    end = (knot == 0) | (knot == num_bins)
+    return jnp.where(end[..., 0], 1, inner) if tails else inner
+
+  return slope(index), slope(index + 1)
+
+
+def _range(index, count):
+  return jnp.arange(count).reshape((1,) * (index.ndim - 1) + (count,))
 
 
 def _check(name, value, raws, box, minima) -> int:

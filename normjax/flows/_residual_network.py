@@ -1,5 +1,6 @@
 """The residual networks of couplings and of autoregressive flows (arXiv 1906.04032, 1502.03509)."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -70,9 +71,12 @@ class MaskedLinear(nnx.Module):
     rows, columns = np.array(self.in_degrees)[:, None], np.array(self.out_degrees)[None]
     return (columns > rows) if self.strict else (columns >= rows)
 
+  def masked_kernel(self):
+    """Return K * mask (in, out)."""
+    return jnp.where(self.mask(), self.kernel[...], 0)
+
   def __call__(self, x):
-    kernel = jnp.where(self.mask(), self.kernel[...], 0)
-    return x @ kernel + self.bias[...][None]
+    return x @ self.masked_kernel() + self.bias[...][None]
 
 
 class MaskedBlock(nnx.Module):
@@ -169,12 +173,53 @@ class MADE(nnx.Module):
     """Return the parameters (b, d, p) of every feature."""
     if x.ndim != 2 or x.shape[1] != self.dim:
       raise ValueError(f"x must have shape (b, {self.dim}), got {x.shape}")
-    check_cond(cond, x.shape[0], self.cond_dim)
-    h: Any = self.first(x)
-    if self.context is not None and cond is not None:
-      cond = cond.astype(x.dtype)
-      h = h + jax.nn.relu(self.context(cond))
-    h = h if self.residual else jax.nn.relu(h)
-    carry: Any = (h, cond if self.context is not None else None)
-    h, _ = self.blocks(carry)
+    h = self._hidden(self.first(x), self._condition(x, cond))
     return self.last(h).reshape(x.shape[0], self.dim, self.num_outputs)
+
+  def fill(
+    self,
+    z: Float[Array, "b d"],
+    cond: Float[Array, "b c"] | None,
+    invert: Callable[[Array, Array], tuple[Array, Array]],
+  ) -> tuple[Float[Array, "b d"], Float[Array, "b"]]:
+    """Find x, feature by feature, of which `invert` gives x_i for (z_i, parameters of x_<i).
+
+    A feature changes the first layer by one row, and needs its own columns of the last one: only
+    the hidden layers are run D times.
+
+    Args:
+      z: what is inverted.
+      cond: the condition, or None.
+      invert: maps z_i (b,) and its parameters (b, p) to x_i and log|dx_i / dz_i|, (b,) each.
+
+    Returns:
+      x, and the sum of the logarithms, float32 or wider.
+    """
+    cond = self._condition(z, cond)
+    rows, start = self.first.masked_kernel(), self.first.bias[...]
+    split = lambda v: jnp.moveaxis(v.reshape(*v.shape[:-1], self.dim, self.num_outputs), -2, 0)
+    columns, biases = split(self.last.masked_kernel()), split(self.last.bias[...])
+    wide = jnp.promote_types(z.dtype, rows.dtype)
+    first = jnp.broadcast_to(start.astype(wide)[None], (len(z), rows.shape[1]))
+
+    def step(carry: Any, feature: Any) -> Any:
+      first, log_det = carry
+      z_i, row, column, bias = feature
+      x_i, log = invert(z_i, self._hidden(first, cond) @ column + bias[None])
+      return (first + x_i[:, None] * row[None], log_det + log), x_i
+
+    log_det = jnp.zeros(z.shape[:1], jnp.promote_types(z.dtype, jnp.float32))
+    (_, log_det), x = jax.lax.scan(step, (first, log_det), (z.T, rows, columns, biases))
+    return x.T, log_det
+
+  def _condition(self, x, cond):
+    check_cond(cond, x.shape[0], self.cond_dim)
+    return None if self.context is None else cond.astype(x.dtype)
+
+  def _hidden(self, h: Any, cond: Any) -> Any:
+    """Return what the last layer sees, from the first layer without its condition."""
+    if self.context is not None:
+      h = h + jax.nn.relu(self.context(cond))
+    carry: Any = (h if self.residual else jax.nn.relu(h), cond)
+    h, _ = self.blocks(carry)
+    return h

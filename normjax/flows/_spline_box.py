@@ -63,9 +63,12 @@ def bin_edges(
   raw: Float[Array, "*batch k"], low: float, high: float, minimum: float
 ) -> Float[Array, "*batch k1"]:
   """Return the K + 1 knots of one axis; the first and the last are the box, exactly."""
-  num_bins = raw.shape[-1]
-  shares = minimum + (1 - minimum * num_bins) * jax.nn.softmax(raw, axis=-1)
-  return edges_of(shares, low, high)
+  return edges_of(bin_shares(raw, minimum), low, high)
+
+
+def bin_shares(raw: Float[Array, "*batch k"], minimum: float) -> Float[Array, "*batch k"]:
+  """Return the shares of the axis that the bins have, at least `minimum` each."""
+  return minimum + (1 - minimum * raw.shape[-1]) * jax.nn.softmax(raw, axis=-1)
 
 
 def edges_of(shares: Float[Array, "*batch k"], low: float, high: float) -> Array:
