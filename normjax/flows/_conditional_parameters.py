@@ -26,21 +26,20 @@ class ConditionalParameters(nnx.Module):
     width: int,
     depth: int,
     param_dtype,
-    rngs: nnx.Rngs,
+    rngs: nnx.Rngs | None,
   ):
-    if cond_dim is not None:
-      check_sizes(cond_dim=cond_dim)
     check_sizes(features=min(min(s) for s in shapes.values() if s), width=width, depth=depth)
     self.shapes, self.cond_dim = tuple(shapes.items()), cond_dim
     self.values = nnx.Dict({n: nnx.Param(jnp.zeros(s, param_dtype)) for n, s in shapes.items()})
-    self.network = self._network(width, depth, param_dtype, rngs) if cond_dim else None
+    options = {"width": width, "depth": depth, "param_dtype": param_dtype}
+    self.network = None if cond_dim is None else self._network(cond_dim, rngs, options)
 
-  def _network(self, width, depth, param_dtype, rngs):
+  def _network(self, cond_dim, rngs, options):
+    check_sizes(cond_dim=cond_dim)
+    if rngs is None:
+      raise ValueError("rngs must be given where there is a cond_dim, got None")
     size = sum(math.prod(shape) for _, shape in self.shapes)
-    return ResidualNetwork(
-      self.cond_dim, size, width=width, depth=depth, cond_dim=None, param_dtype=param_dtype,
-      rngs=rngs,
-    )  # fmt: skip
+    return ResidualNetwork(cond_dim, size, cond_dim=None, rngs=rngs, **options)
 
   def __call__(self, x: Float[Array, "b *event"], cond) -> dict[str, Array]:
     """Return the parameters by name, (b, *shape) if there is a condition, else (*shape)."""

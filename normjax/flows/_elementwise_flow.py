@@ -33,7 +33,8 @@ class ElementwiseFlow(Bijector):
     rngs: the stream `params`, which only a network of the condition needs.
 
   Raises:
-    ValueError: if `shape` is no sequence of positive ints, or a size is below 1.
+    ValueError: if `shape` is no sequence of positive ints, a size is below 1, or there is a
+      `cond_dim` but no `rngs`.
 
   Example:
     >>> from normjax import flows
@@ -53,8 +54,6 @@ class ElementwiseFlow(Bijector):
     param_dtype: DTypeLike = jnp.float32,
     rngs: nnx.Rngs | None = None,
   ):
-    if cond_dim is not None and rngs is None:
-      raise ValueError("rngs must be given where there is a cond_dim, got None")
     self.transform, self.shape = transform, check_shape(shape)
     self.parameters = ConditionalParameters(
       {"raw": (*self.shape, transform.num_parameters)}, cond_dim=cond_dim, width=width,

@@ -149,7 +149,7 @@ class ImageCoupling(OrderedCoupling):
     missing = (x1.shape[0], self.order.size - self.num_conditioning)
     zeros, ones = jnp.zeros(missing, x1.dtype), jnp.ones(missing, x1.dtype)
     channels = [self.join(x1, zeros), self.join(jnp.zeros_like(x1), ones)]
-    if self.cond_dim is not None:
+    if self.cond_dim is not None and cond is not None:
       spread = jnp.broadcast_to(cond[:, None, None], (x1.shape[0], *self.shape[:2], self.cond_dim))
       channels.append(spread.astype(x1.dtype))
     raw = self.network(jnp.concatenate(channels, axis=-1))
