@@ -62,6 +62,7 @@ from normjax.flows._multi_scale import MultiScale
 from normjax.flows._periodic_conv import PeriodicConv
 from normjax.flows._permutation import Permutation
 from normjax.flows._potentials import energy_u1, energy_u2, energy_u3, energy_u4
+from normjax.flows._probes import with_probes
 from normjax.flows._quad_coupling import QuadCoupling
 from normjax.flows._rational_quadratic_spline import (
   rational_quadratic_spline,
@@ -73,6 +74,12 @@ from normjax.flows._relationship import (
   rotated_log_prob,
 )
 from normjax.flows._reshape import Reshape, Squeeze
+from normjax.flows._residual_flow import ResidualFlow
+from normjax.flows._residual_log_det import (
+  residual_log_det,
+  roulette_log_det,
+  series_log_det,
+)
 from normjax.flows._residual_network import MADE
 from normjax.flows._scan import Scan
 from normjax.flows._sigmoid import Sigmoid
@@ -186,6 +193,7 @@ __all__ = [
   "RQSCoupling",
   "RQSTransform",
   "Reshape",
+  "ResidualFlow",
   "SVDLinear",
   "Scan",
   "Sigmoid",
@@ -239,7 +247,10 @@ __all__ = [
   "rational_quadratic_spline",
   "rational_quadratic_spline_inverse",
   "relationship_log_prob",
+  "residual_log_det",
   "rotated_log_prob",
+  "roulette_log_det",
+  "series_log_det",
   "sigmoid_correlation",
   "squared_exponential",
   "tracked_variance",
@@ -251,4 +262,5 @@ __all__ = [
   "warp_crescent_cubed",
   "warp_sign",
   "warp_sine",
+  "with_probes",
 ]
