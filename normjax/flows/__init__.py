@@ -2,9 +2,11 @@
 
 from normjax.flows._act_norm import ActNorm
 from normjax.flows._bijector import Bijector
+from normjax.flows._block_autoregressive import BlockAutoregressive
 from normjax.flows._causal_conv import causal_conv, causal_conv_inverse
 from normjax.flows._chain import Chain, Inverted
 from normjax.flows._cinc_conv import CInCConv
+from normjax.flows._continuous_flow import ContinuousFlow
 from normjax.flows._coupling import Coupling
 from normjax.flows._denoise import denoise
 from normjax.flows._dependent_data import (
@@ -24,6 +26,7 @@ from normjax.flows._dependent_samplers import (
 from normjax.flows._dequantization import bits_per_dim, dequantize, quantize
 from normjax.flows._diagonal_normal import DiagonalNormal
 from normjax.flows._distribution import Distribution
+from normjax.flows._elementwise import Elementwise
 from normjax.flows._elementwise_affine import ElementwiseAffine
 from normjax.flows._elementwise_coupling import (
   AdditiveCoupling,
@@ -34,6 +37,7 @@ from normjax.flows._elementwise_coupling import (
 )
 from normjax.flows._emerging_conv import EmergingConv
 from normjax.flows._flow import Flow
+from normjax.flows._gaussianization import GaussianizationTransform
 from normjax.flows._glow_coupling import AdditiveGlowCoupling, GlowCoupling
 from normjax.flows._householder_linear import HouseholderLinear, QRLinear, SVDLinear
 from normjax.flows._init_from_data import init_from_data
@@ -59,8 +63,10 @@ from normjax.flows._lu_linear import LULinear, SoftplusLULinear, TriangularLinea
 from normjax.flows._masked_autoregressive import MaskedAutoregressive
 from normjax.flows._modified_spline import modified_spline, modified_spline_inverse
 from normjax.flows._multi_scale import MultiScale
+from normjax.flows._numerical_inverse import NumericalInverse
 from normjax.flows._periodic_conv import PeriodicConv
 from normjax.flows._permutation import Permutation
+from normjax.flows._polynomial_transforms import BernsteinTransform, SumOfSquaresTransform
 from normjax.flows._potentials import energy_u1, energy_u2, energy_u3, energy_u4
 from normjax.flows._probes import with_probes
 from normjax.flows._quad_coupling import QuadCoupling
@@ -83,6 +89,7 @@ from normjax.flows._residual_log_det import (
 from normjax.flows._residual_network import MADE
 from normjax.flows._scan import Scan
 from normjax.flows._sigmoid import Sigmoid
+from normjax.flows._sigmoidal_transforms import DeepSigmoidalTransform, LogisticMixtureTransform
 from normjax.flows._softplus import Softplus
 from normjax.flows._standard_normal import StandardNormal
 from normjax.flows._student_t import StudentT
@@ -106,6 +113,7 @@ from normjax.flows._transforms import (
   RQSTransform,
   Transform,
 )
+from normjax.flows._unconstrained_monotone import UMNNTransform
 from normjax.flows._uniform import Uniform
 
 # Energies U of two-dimensional densities p(z) ~ exp(-U(z)), by their names in the literature.
@@ -155,18 +163,24 @@ __all__ = [
   "AdditiveTransform",
   "AffineCoupling",
   "AffineTransform",
+  "BernsteinTransform",
   "Bijector",
+  "BlockAutoregressive",
   "CInCConv",
   "Chain",
   "ConditionalAffineTransform",
+  "ContinuousFlow",
   "Coupling",
   "DEPENDENT_WARPS",
+  "DeepSigmoidalTransform",
   "DiagonalNormal",
   "Distribution",
+  "Elementwise",
   "ElementwiseAffine",
   "ElementwiseCoupling",
   "EmergingConv",
   "Flow",
+  "GaussianizationTransform",
   "GlowCoupling",
   "HouseholderLinear",
   "INVERTIBLE_CONVOLUTIONS",
@@ -180,11 +194,13 @@ __all__ = [
   "LeakyReLU",
   "LeakyTanh",
   "Logistic",
+  "LogisticMixtureTransform",
   "Logit",
   "MADE",
   "MaskedAutoregressive",
   "ModifiedRQSTransform",
   "MultiScale",
+  "NumericalInverse",
   "POTENTIALS",
   "PeriodicConv",
   "Permutation",
@@ -202,12 +218,14 @@ __all__ = [
   "Squeeze",
   "StandardNormal",
   "StudentT",
+  "SumOfSquaresTransform",
   "TOY_LOG_PROBS",
   "TOY_SAMPLERS",
   "Tanh",
   "TarFlow",
   "Transform",
   "TriangularLinear",
+  "UMNNTransform",
   "Uniform",
   "bits_per_dim",
   "block_log_prob",
