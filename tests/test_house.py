@@ -124,7 +124,8 @@ def test_third_parties_are_declared(module, declared):
 
 @pytest.fixture(scope="module")
 def declared():
-  wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+  project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+  wanted = project["dependencies"] + project["optional-dependencies"]["ode"]
   names = {re.match(r"[\w-]+", w)[0] for w in wanted}
   return {{"absl-py": "absl", "orbax-checkpoint": "orbax"}.get(name, name) for name in names}
 

@@ -3,6 +3,7 @@
 from normjax.flows._act_norm import ActNorm
 from normjax.flows._batch_norm_flow import BatchNormFlow, update_statistics
 from normjax.flows._bijector import Bijector
+from normjax.flows._block_autoregressive import BlockAutoregressive
 from normjax.flows._causal_conv import causal_conv, causal_conv_inverse
 from normjax.flows._cdfs import CauchyCDF, GumbelCDF, NormalCDF
 from normjax.flows._chain import Chain, Inverted
@@ -10,6 +11,7 @@ from normjax.flows._cinc_conv import CInCConv
 from normjax.flows._circular_transforms import CircularRQSTransform, CircularShiftTransform
 from normjax.flows._conditional_normal import ClassConditionalNormal, ConditionalDiagonalNormal
 from normjax.flows._conditioned import Conditioned
+from normjax.flows._continuous_flow import ContinuousFlow
 from normjax.flows._coupling import Coupling
 from normjax.flows._cubic_spline import cubic_spline, cubic_spline_inverse
 from normjax.flows._denoise import denoise
@@ -32,6 +34,7 @@ from normjax.flows._dequantization import bits_per_dim, dequantize, quantize
 from normjax.flows._diagonal_normal import DiagonalNormal
 from normjax.flows._discrete_cosine import DiscreteCosine
 from normjax.flows._distribution import Distribution
+from normjax.flows._elementwise import Elementwise
 from normjax.flows._elementwise_affine import ElementwiseAffine
 from normjax.flows._elementwise_coupling import (
   AdditiveCoupling,
@@ -48,6 +51,7 @@ from normjax.flows._feature_conditional import FeatureConditional, SelfCondition
 from normjax.flows._fit import FitResult, fit
 from normjax.flows._flow import Flow
 from normjax.flows._gin_coupling import GINCoupling
+from normjax.flows._gaussianization import GaussianizationTransform
 from normjax.flows._glow_coupling import AdditiveGlowCoupling, GlowCoupling
 from normjax.flows._haar import HaarSqueeze
 from normjax.flows._householder_linear import HouseholderLinear, QRLinear, SVDLinear
@@ -86,7 +90,12 @@ from normjax.flows._parts import Concatenate, Indexed
 from normjax.flows._periodic_conv import PeriodicConv
 from normjax.flows._permutation import Permutation
 from normjax.flows._planar import PlanarFlow, planar, planar_inverse
+from normjax.flows._numerical_inverse import NumericalInverse
+from normjax.flows._periodic_conv import PeriodicConv
+from normjax.flows._permutation import Permutation
+from normjax.flows._polynomial_transforms import BernsteinTransform, SumOfSquaresTransform
 from normjax.flows._potentials import energy_u1, energy_u2, energy_u3, energy_u4
+from normjax.flows._probes import with_probes
 from normjax.flows._quad_coupling import QuadCoupling
 from normjax.flows._quad_glow_coupling import QuadGlowCoupling
 from normjax.flows._quadratic_spline import quadratic_spline, quadratic_spline_inverse
@@ -102,6 +111,12 @@ from normjax.flows._relationship import (
 )
 from normjax.flows._resampled import Resampled
 from normjax.flows._reshape import Reshape, Squeeze
+from normjax.flows._residual_flow import ResidualFlow
+from normjax.flows._residual_log_det import (
+  residual_log_det,
+  roulette_log_det,
+  series_log_det,
+)
 from normjax.flows._residual_network import MADE
 from normjax.flows._reverse_kl import (
   effective_sample_size,
@@ -123,6 +138,7 @@ from normjax.flows._signed_power import SignedPower
 from normjax.flows._smooth_affine_coupling import SmoothAffineCoupling
 from normjax.flows._smooth_leaky_relu import SmoothLeakyReLU
 from normjax.flows._softclip import Softclip
+from normjax.flows._sigmoidal_transforms import DeepSigmoidalTransform, LogisticMixtureTransform
 from normjax.flows._softplus import Softplus
 from normjax.flows._spline_transforms import (
   BoundedRQSTransform,
@@ -154,6 +170,7 @@ from normjax.flows._transforms import (
   Transform,
 )
 from normjax.flows._truncated_normal import TruncatedNormal
+from normjax.flows._unconstrained_monotone import UMNNTransform
 from normjax.flows._uniform import Uniform
 from normjax.flows._variational_dequantization import dequantized_log_prob
 from normjax.flows._von_mises import VonMises
@@ -208,6 +225,9 @@ __all__ = [
   "BatchNormFlow",
   "Bijector",
   "BoundedRQSTransform",
+  "BernsteinTransform",
+  "Bijector",
+  "BlockAutoregressive",
   "CInCConv",
   "CauchyCDF",
   "Chain",
@@ -218,13 +238,16 @@ __all__ = [
   "ConditionalAffineTransform",
   "ConditionalDiagonalNormal",
   "Conditioned",
+  "ContinuousFlow",
   "Coupling",
   "CubicSplineTransform",
   "DEPENDENT_WARPS",
   "DependentFlow",
+  "DeepSigmoidalTransform",
   "DiagonalNormal",
   "DiscreteCosine",
   "Distribution",
+  "Elementwise",
   "ElementwiseAffine",
   "ElementwiseCoupling",
   "ElementwiseFlow",
@@ -235,6 +258,7 @@ __all__ = [
   "Flow",
   "GINCoupling",
   "GaussianMixture",
+  "GaussianizationTransform",
   "GlowCoupling",
   "GumbelCDF",
   "HaarSqueeze",
@@ -253,6 +277,7 @@ __all__ = [
   "LeakyTanh",
   "LinearSplineTransform",
   "Logistic",
+  "LogisticMixtureTransform",
   "Logit",
   "LowRankLinear",
   "MADE",
@@ -263,6 +288,7 @@ __all__ = [
   "MultiScale",
   "MultivariateNormal",
   "NormalCDF",
+  "NumericalInverse",
   "POTENTIALS",
   "PaddedConv",
   "PeriodicConv",
@@ -278,6 +304,7 @@ __all__ = [
   "Resampled",
   "Reshape",
   "RotationLinear",
+  "ResidualFlow",
   "SVDLinear",
   "Sampler",
   "Scan",
@@ -293,6 +320,7 @@ __all__ = [
   "StandardNormal",
   "StudentT",
   "SylvesterFlow",
+  "SumOfSquaresTransform",
   "TOY_LOG_PROBS",
   "TOY_SAMPLERS",
   "Tanh",
@@ -300,6 +328,7 @@ __all__ = [
   "Transform",
   "TriangularLinear",
   "TruncatedNormal",
+  "UMNNTransform",
   "Uniform",
   "VonMises",
   "bits_per_dim",
@@ -367,6 +396,10 @@ __all__ = [
   "reverse_kl",
   "rotated_log_prob",
   "score",
+  "residual_log_det",
+  "rotated_log_prob",
+  "roulette_log_det",
+  "series_log_det",
   "sigmoid_correlation",
   "sliced_score_matching",
   "squared_exponential",
@@ -384,4 +417,5 @@ __all__ = [
   "warp_crescent_cubed",
   "warp_sign",
   "warp_sine",
+  "with_probes",
 ]

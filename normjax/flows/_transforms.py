@@ -1,6 +1,7 @@
 """Element-wise transforms: what couplings and autoregressive flows do to one entry.
 
-Each takes `num_parameters` raw numbers per entry, zero at first, and holds no parameters itself.
+Each takes `num_parameters` raw numbers per entry, zero at first, and (but for `UMNNTransform`)
+holds no parameters itself.
 """
 
 import abc
