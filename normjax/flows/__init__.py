@@ -50,8 +50,8 @@ from normjax.flows._exp import Exp
 from normjax.flows._feature_conditional import FeatureConditional, SelfConditional
 from normjax.flows._fit import FitResult, fit
 from normjax.flows._flow import Flow
-from normjax.flows._gin_coupling import GINCoupling
 from normjax.flows._gaussianization import GaussianizationTransform
+from normjax.flows._gin_coupling import GINCoupling
 from normjax.flows._glow_coupling import AdditiveGlowCoupling, GlowCoupling
 from normjax.flows._haar import HaarSqueeze
 from normjax.flows._householder_linear import HouseholderLinear, QRLinear, SVDLinear
@@ -85,14 +85,12 @@ from normjax.flows._modified_spline import modified_spline, modified_spline_inve
 from normjax.flows._monotone import Monotone
 from normjax.flows._multi_scale import MultiScale
 from normjax.flows._multivariate_normal import MultivariateNormal
+from normjax.flows._numerical_inverse import NumericalInverse
 from normjax.flows._padded_conv import PaddedConv
 from normjax.flows._parts import Concatenate, Indexed
 from normjax.flows._periodic_conv import PeriodicConv
 from normjax.flows._permutation import Permutation
 from normjax.flows._planar import PlanarFlow, planar, planar_inverse
-from normjax.flows._numerical_inverse import NumericalInverse
-from normjax.flows._periodic_conv import PeriodicConv
-from normjax.flows._permutation import Permutation
 from normjax.flows._polynomial_transforms import BernsteinTransform, SumOfSquaresTransform
 from normjax.flows._potentials import energy_u1, energy_u2, energy_u3, energy_u4
 from normjax.flows._probes import with_probes
@@ -134,11 +132,11 @@ from normjax.flows._score_matching import (
   sliced_score_matching,
 )
 from normjax.flows._sigmoid import Sigmoid
+from normjax.flows._sigmoidal_transforms import DeepSigmoidalTransform, LogisticMixtureTransform
 from normjax.flows._signed_power import SignedPower
 from normjax.flows._smooth_affine_coupling import SmoothAffineCoupling
 from normjax.flows._smooth_leaky_relu import SmoothLeakyReLU
 from normjax.flows._softclip import Softclip
-from normjax.flows._sigmoidal_transforms import DeepSigmoidalTransform, LogisticMixtureTransform
 from normjax.flows._softplus import Softplus
 from normjax.flows._spline_transforms import (
   BoundedRQSTransform,
@@ -223,11 +221,10 @@ __all__ = [
   "AffineCoupling",
   "AffineTransform",
   "BatchNormFlow",
-  "Bijector",
-  "BoundedRQSTransform",
   "BernsteinTransform",
   "Bijector",
   "BlockAutoregressive",
+  "BoundedRQSTransform",
   "CInCConv",
   "CauchyCDF",
   "Chain",
@@ -242,8 +239,8 @@ __all__ = [
   "Coupling",
   "CubicSplineTransform",
   "DEPENDENT_WARPS",
-  "DependentFlow",
   "DeepSigmoidalTransform",
+  "DependentFlow",
   "DiagonalNormal",
   "DiscreteCosine",
   "Distribution",
@@ -303,8 +300,8 @@ __all__ = [
   "RadialFlow",
   "Resampled",
   "Reshape",
-  "RotationLinear",
   "ResidualFlow",
+  "RotationLinear",
   "SVDLinear",
   "Sampler",
   "Scan",
@@ -319,8 +316,8 @@ __all__ = [
   "Squeeze",
   "StandardNormal",
   "StudentT",
-  "SylvesterFlow",
   "SumOfSquaresTransform",
+  "SylvesterFlow",
   "TOY_LOG_PROBS",
   "TOY_SAMPLERS",
   "Tanh",
@@ -393,12 +390,11 @@ __all__ = [
   "rational_quadratic_spline_inverse",
   "relationship_log_prob",
   "renyi_bound",
+  "residual_log_det",
   "reverse_kl",
   "rotated_log_prob",
-  "score",
-  "residual_log_det",
-  "rotated_log_prob",
   "roulette_log_det",
+  "score",
   "series_log_det",
   "sigmoid_correlation",
   "sliced_score_matching",
