@@ -1,6 +1,8 @@
 """An energy-based flow of dense layers on scikit-learn's digits, trained by score matching.
 
-Expected, seed 0: to be measured.
+Not yet trained to its end. `experiments.score_matching`, one seed, 1000 steps of DSM: 12.06
+held-out bits/dim with MaP and 15.04 without it, where the uniform density has 4.09: neither is
+trained then.
 """
 
 from experiments.configs.common import score_matching_config
