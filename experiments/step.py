@@ -29,6 +29,15 @@ class Steps(NamedTuple):
   score: Callable[..., Any]
 
 
+def moving_average(mean: Any, params: Any, decay: float, step: Any) -> Any:
+  """Return the running mean of parameters after step 1, 2, ...
+
+  A young mean forgets faster, so that initial values don't linger in it.
+  """
+  decay = jnp.minimum(decay, (1 + step) / (10 + step))
+  return optax.incremental_update(params, mean, 1 - decay)
+
+
 def make_steps(task: Any, optimizer: optax.GradientTransformation, ema_decay: float) -> Steps:
   """Return the steps of a task; all of them are pure and none is compiled yet."""
   # The structure does not depend on values, so tracing shapes alone finds it.
@@ -74,9 +83,7 @@ def make_steps(task: Any, optimizer: optax.GradientTransformation, ema_decay: fl
     metrics["gradient_norm"] = optax.tree.norm(gradients)
     new = {**state, "params": params, "rest": rest, "opt": opt, "step": step}
     if ema_decay:
-      # A young mean forgets faster, so that initial values don't linger in it.
-      decay = jnp.minimum(ema_decay, (1 + step) / (10 + step))
-      new["ema"] = optax.incremental_update(params, state["ema"], 1 - decay)
+      new["ema"] = moving_average(state["ema"], params, ema_decay, step)
     return new, metrics
 
   def score(state, batch, key):

@@ -33,6 +33,7 @@ from normjax.flows._elementwise_coupling import (
   mask_to_order,
 )
 from normjax.flows._emerging_conv import EmergingConv
+from normjax.flows._energy import langevin, log_normalizer, score
 from normjax.flows._flow import Flow
 from normjax.flows._glow_coupling import AdditiveGlowCoupling, GlowCoupling
 from normjax.flows._householder_linear import HouseholderLinear, QRLinear, SVDLinear
@@ -58,6 +59,7 @@ from normjax.flows._lu_linear import LULinear, SoftplusLULinear, TriangularLinea
 from normjax.flows._masked_autoregressive import MaskedAutoregressive
 from normjax.flows._modified_spline import modified_spline, modified_spline_inverse
 from normjax.flows._multi_scale import MultiScale
+from normjax.flows._padded_conv import PaddedConv
 from normjax.flows._periodic_conv import PeriodicConv
 from normjax.flows._permutation import Permutation
 from normjax.flows._potentials import energy_u1, energy_u2, energy_u3, energy_u4
@@ -74,7 +76,15 @@ from normjax.flows._relationship import (
 from normjax.flows._reshape import Reshape, Squeeze
 from normjax.flows._residual_network import MADE
 from normjax.flows._scan import Scan
+from normjax.flows._score_matching import (
+  contrastive_loss,
+  denoising_score_matching,
+  finite_difference_score_matching,
+  sliced_score_matching,
+)
 from normjax.flows._sigmoid import Sigmoid
+from normjax.flows._smooth_affine_coupling import SmoothAffineCoupling
+from normjax.flows._smooth_leaky_relu import SmoothLeakyReLU
 from normjax.flows._softplus import Softplus
 from normjax.flows._standard_normal import StandardNormal
 from normjax.flows._student_t import StudentT
@@ -178,6 +188,7 @@ __all__ = [
   "ModifiedRQSTransform",
   "MultiScale",
   "POTENTIALS",
+  "PaddedConv",
   "PeriodicConv",
   "Permutation",
   "QRLinear",
@@ -188,6 +199,8 @@ __all__ = [
   "SVDLinear",
   "Scan",
   "Sigmoid",
+  "SmoothAffineCoupling",
+  "SmoothLeakyReLU",
   "Softplus",
   "SoftplusLULinear",
   "Squeeze",
@@ -207,9 +220,11 @@ __all__ = [
   "checkerboard",
   "checkerboard_log_prob",
   "circles",
+  "contrastive_loss",
   "decoder_log_volume",
   "decompose_relationship",
   "denoise",
+  "denoising_score_matching",
   "dependent_blocks",
   "dependent_normals",
   "dequantize",
@@ -220,11 +235,14 @@ __all__ = [
   "energy_u2",
   "energy_u3",
   "energy_u4",
+  "finite_difference_score_matching",
   "hard_sigmoid_correlation",
   "init_from_data",
   "injective_log_prob",
   "injective_loss",
   "jet_from_big_vision",
+  "langevin",
+  "log_normalizer",
   "mask_to_order",
   "matern12",
   "matern32",
@@ -238,7 +256,9 @@ __all__ = [
   "rational_quadratic_spline_inverse",
   "relationship_log_prob",
   "rotated_log_prob",
+  "score",
   "sigmoid_correlation",
+  "sliced_score_matching",
   "squared_exponential",
   "tracked_variance",
   "two_moons",

@@ -79,6 +79,11 @@ class ActNorm(Bijector):
     self.log_scale = nnx.Param(jnp.zeros((features,), param_dtype))
     self.shift = nnx.Param(jnp.zeros((features,), param_dtype))
 
+  @property
+  def constant_logdet(self):
+    """True: that of a scaling."""
+    return True
+
   def forward(self, x, cond=None):
     """Return `(exp(log_scale) x + shift, log_det)`."""
     check_features("x", x, self.features)

@@ -3,10 +3,15 @@
 `forward` maps data to latent, the *normalizing* direction of Real NVP, Glow and Jet; `inverse` maps
 latent to data. distrax, TFP and flowjax name the two directions the other way round: wrap a
 bijector in `Inverted` to use it in their sense.
+
+A log-determinant that is the same for every x belongs to the normalizer of an energy model and is
+no part of the score (https://arxiv.org/abs/2305.15267): `forward_varying` leaves it out, and layers
+whose determinant costs more than their map do not compute it there.
 """
 
 import abc
 
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, PyTree
 
@@ -33,6 +38,28 @@ class Bijector(nnx.Module):
     self, z: Float[Array, "b *latent"], cond: PyTree | None = None
   ) -> tuple[Float[Array, "b *event"], Float[Array, "b"]]:
     """Return `(x, log_det)`: the data of `z` and log|det dx/dz| per example."""
+
+  @property
+  def constant_logdet(self) -> bool:
+    """Whether `log_det` is the same for every input, parameters and `cond` being given."""
+    return False
+
+  def forward_varying(
+    self, x: Float[Array, "b *event"], cond: PyTree | None = None
+  ) -> tuple[Float[Array, "b *latent"], Float[Array, "b"]]:
+    """Return `(z, log_det)` less the part of `log_det` that is the same for every x.
+
+    Layers whose constant determinant is no by-product override it, so as not to compute that.
+    """
+    z, log_det = self.forward(x, cond)
+    return z, jnp.zeros_like(log_det) if self.constant_logdet else log_det
+
+  def inverse_varying(
+    self, z: Float[Array, "b *latent"], cond: PyTree | None = None
+  ) -> tuple[Float[Array, "b *event"], Float[Array, "b"]]:
+    """Return `(x, log_det)` of `inverse`, less the same part."""
+    x, log_det = self.inverse(z, cond)
+    return x, jnp.zeros_like(log_det) if self.constant_logdet else log_det
 
   def data_init(
     self, x: Float[Array, "b *event"], cond: PyTree | None = None

@@ -40,23 +40,35 @@ class Chain(Bijector):
       raise ValueError("bijectors holds the same object twice: make one object per layer")
     self.bijectors = nnx.List(bijectors)
 
+  @property
+  def constant_logdet(self):
+    """Whether all of theirs are constant."""
+    return all(bijector.constant_logdet for bijector in self.bijectors)
+
   def forward(self, x, cond=None):
     """Apply the bijectors first to last; return `(z, log_det)`."""
-    check_batch("x", x)
-    log_det = log_det_zeros(x)
-    for bijector in self.bijectors:
-      x, step = bijector.forward(x, cond)
-      log_det = log_det + step
-    return x, log_det
+    return self._run("x", x, [bijector.forward for bijector in self.bijectors], cond)
 
   def inverse(self, z, cond=None):
     """Undo the bijectors last to first; return `(x, log_det)`."""
-    check_batch("z", z)
-    log_det = log_det_zeros(z)
-    for bijector in reversed(self.bijectors):
-      z, step = bijector.inverse(z, cond)
-      log_det = log_det + step
-    return z, log_det
+    return self._run("z", z, [bijector.inverse for bijector in reversed(self.bijectors)], cond)
+
+  def forward_varying(self, x, cond=None):
+    """Return `(z, log_det)` of those log-determinants, and parts of them, that vary with x."""
+    return self._run("x", x, [bijector.forward_varying for bijector in self.bijectors], cond)
+
+  def inverse_varying(self, z, cond=None):
+    """Return `(x, log_det)` likewise."""
+    steps = [bijector.inverse_varying for bijector in reversed(self.bijectors)]
+    return self._run("z", z, steps, cond)
+
+  def _run(self, name, x, steps, cond):
+    check_batch(name, x)
+    log_det = log_det_zeros(x)
+    for step in steps:
+      x, step_log_det = step(x, cond)
+      log_det = log_det + step_log_det
+    return x, log_det
 
   def data_init(self, x, cond=None):
     """Start each bijector from what those before it make of `x`; return the latent."""
@@ -98,6 +110,11 @@ class Inverted(Bijector):
       raise ValueError(f"bijector must be a Bijector, got {bijector!r}")
     self.bijector = bijector
 
+  @property
+  def constant_logdet(self):
+    """Whether that of the wrapped bijector is constant."""
+    return self.bijector.constant_logdet
+
   def forward(self, x, cond=None):
     """Return the wrapped bijector's `inverse(x)`."""
     return self.bijector.inverse(x, cond)
@@ -105,6 +122,14 @@ class Inverted(Bijector):
   def inverse(self, z, cond=None):
     """Return the wrapped bijector's `forward(z)`."""
     return self.bijector.forward(z, cond)
+
+  def forward_varying(self, x, cond=None):
+    """Return the wrapped bijector's `inverse_varying(x)`."""
+    return self.bijector.inverse_varying(x, cond)
+
+  def inverse_varying(self, z, cond=None):
+    """Return the wrapped bijector's `forward_varying(z)`."""
+    return self.bijector.forward_varying(z, cond)
 
   def data_init(self, x, cond=None):
     """Start the wrapped bijector in its inverse direction."""

@@ -19,6 +19,10 @@ class Distribution(nnx.Module):
   def log_prob(self, z: Float[Array, "b *event"], cond: PyTree | None = None) -> Float[Array, "b"]:
     """Return log p(z) per example."""
 
+  def energy(self, z: Float[Array, "b *event"], cond: PyTree | None = None) -> Float[Array, "b"]:
+    """Return E(z) = -log p(z) per example, up to a number that is the same for all z."""
+    return -self.log_prob(z, cond)
+
   @abc.abstractmethod
   def sample(
     self, key: Array, n: int, cond: PyTree | None = None, temperature: float | Array = 1.0

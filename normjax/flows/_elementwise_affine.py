@@ -52,6 +52,11 @@ class ElementwiseAffine(Bijector):
     full = lambda v: jnp.broadcast_to(v.astype(dtype), x.shape[1:])[None]
     return full(loc), full(scale)
 
+  @property
+  def constant_logdet(self):
+    """True: that of a scaling."""
+    return True
+
   def forward(self, x, cond=None):
     """Return `((x - loc) / scale, log_det)`."""
     loc, scale = self._constants("x", x)

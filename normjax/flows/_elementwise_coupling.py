@@ -96,6 +96,11 @@ class ElementwiseCoupling(OrderedCoupling):
       param_dtype=param_dtype, rngs=rngs,
     )  # fmt: skip
 
+  @property
+  def constant_logdet(self):
+    """Whether that of the transform is constant."""
+    return self.elementwise.constant_logdet
+
   def conditioner(self, x1, cond):
     """Return the raw parameters (b, transformed features, parameters of one)."""
     return self.network(x1, cond).reshape(x1.shape[0], -1, self.elementwise.num_parameters)

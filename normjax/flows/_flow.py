@@ -42,6 +42,15 @@ class Flow(Distribution):
     z, log_det = self.bijector.forward(x, cond)
     return self.base.log_prob(z, cond) + log_det
 
+  def energy(self, x, cond=None):
+    """Return E(x) (b,) = -log p_Z(z) - the part of log_det that varies with x.
+
+    It differs from -log p(x) by log Z, see `log_normalizer`; its gradient, and so the score, is the
+    same, and takes no determinant of a linear layer (Chao et al., 2023, arXiv 2305.15267).
+    """
+    z, log_det = self.bijector.forward_varying(x, cond)
+    return self.base.energy(z, cond) - log_det
+
   def sample(self, key, n, cond=None, temperature=1.0):
     """Draw `n` events; a temperature below 1 keeps closer to the mode of the base."""
     return self.bijector.inverse(self.base.sample(key, n, cond, temperature), cond)[0]

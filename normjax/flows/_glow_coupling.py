@@ -149,6 +149,11 @@ class AdditiveGlowCoupling(_ChannelCoupling):
 
   outputs_per_channel = 1
 
+  @property
+  def constant_logdet(self):
+    """True: volume stays."""
+    return True
+
   def transform(self, x2, theta):
     """Return `(x2 + shift, log_det)`, with log_det zero."""
     return (x2 + theta).astype(x2.dtype), jnp.zeros(theta.shape[:1], theta.dtype)

@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from normjax.flows._bijector import Bijector
+from normjax.flows._reversible import log_det_zeros
 from normjax.flows._widened import widened
 
 # Of all taps but the one that starts as an invertible matrix.
@@ -42,17 +43,34 @@ class InvertibleConv(Bijector):
   def _log_det(self, height, width, dtype) -> jax.Array:
     """Return the scalar log|det| of the map of images of this size."""
 
+  @property
+  def constant_logdet(self):
+    """True: that of a linear map."""
+    return True
+
   def forward(self, x, cond=None):
     """Return `(convolution of x + bias, log_det)`."""
-    wide = self._widen("x", x)
-    z = self._convolve(wide) + self._shift(wide.dtype)
-    return z.astype(x.dtype), self._log_dets(wide)
+    return self._affine(x), self._log_dets(x)
 
   def inverse(self, z, cond=None):
     """Return `(x, log_det)`: the images of which `forward` makes `z`."""
+    return self._undone(z), -self._log_dets(z)
+
+  def forward_varying(self, x, cond=None):
+    """Return `(convolution of x + bias, 0)`, without the determinant."""
+    return self._affine(x), log_det_zeros(x)
+
+  def inverse_varying(self, z, cond=None):
+    """Return `(x, 0)` likewise."""
+    return self._undone(z), log_det_zeros(z)
+
+  def _affine(self, x):
+    wide = self._widen("x", x)
+    return (self._convolve(wide) + self._shift(wide.dtype)).astype(x.dtype)
+
+  def _undone(self, z):
     wide = self._widen("z", z)
-    x = self._deconvolve(wide - self._shift(wide.dtype))
-    return x.astype(z.dtype), -self._log_dets(wide)
+    return self._deconvolve(wide - self._shift(wide.dtype)).astype(z.dtype)
 
   def reconstruction_error(self, x: Float[Array, "b h w c"]) -> Float[Array, "b"]:
     """Return max |inverse(forward(x)) - x| per image, which a fine log_det says nothing about."""
@@ -65,7 +83,7 @@ class InvertibleConv(Bijector):
 
   def _log_dets(self, x):
     b, height, width, _ = x.shape
-    return jnp.broadcast_to(self._log_det(height, width, x.dtype), (b,))
+    return jnp.broadcast_to(self._log_det(height, width, widened(x).dtype), (b,))
 
   def _widen(self, name, x) -> jax.Array:
     side = self.min_side

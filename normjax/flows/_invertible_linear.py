@@ -1,22 +1,31 @@
 """The invertible 1x1 convolution, or dense layer, with the matrix itself as its parameter."""
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
+from jaxtyping import Array
 
 from normjax.flows._linear import Linear, check_size, matmul
+
+ORTHOGONAL = nnx.initializers.orthogonal()
 
 
 class InvertibleLinear(Linear):
   """Multiplies the last axis by a free matrix.
 
-  z = x W,  x and z (B, C) or (B, H, W, C), W (C, C);  log_det (B,) = H W log|det W|
+  z = x W + bias,  x and z (B, C) or (B, H, W, C), W (C, C), bias (C,) or none
+  log_det (B,) = H W log|det W|
 
   W starts as a random orthogonal matrix. Determinant and inverse cost C^3 in every call; `LULinear`
-  has the same matrices without that cost. Nothing keeps W from becoming singular.
+  has the same matrices without that cost, and `forward_varying` needs neither. Nothing keeps W from
+  becoming singular.
 
   Args:
     features: C.
+    weight_init: draws W in place of the orthogonal one.
+    bias_init: draws the bias; None: there is none.
     param_dtype: dtype of the parameters.
     rngs: the stream `params`.
 
@@ -37,10 +46,19 @@ class InvertibleLinear(Linear):
     True
   """
 
-  def __init__(self, features: int, *, param_dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
-    self.features, self.bias = check_size(features), None
-    init = nnx.initializers.orthogonal()
-    self.weight = nnx.Param(init(rngs.params(), (features, features), param_dtype))
+  def __init__(
+    self,
+    features: int,
+    *,
+    weight_init: Callable[..., Array] = ORTHOGONAL,
+    bias_init: Callable[..., Array] | None = None,
+    param_dtype: DTypeLike = jnp.float32,
+    rngs: nnx.Rngs,
+  ):
+    self.features = check_size(features)
+    self.weight = nnx.Param(weight_init(rngs.params(), (features, features), param_dtype))
+    draw = lambda init: nnx.Param(init(rngs.params(), (features,), param_dtype))
+    self.bias = None if bias_init is None else draw(bias_init)
 
   def multiply(self, x):
     """Return x W."""

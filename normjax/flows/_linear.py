@@ -15,6 +15,8 @@ from jaxtyping import Array, Float
 
 from normjax.flows._bijector import Bijector
 from normjax.flows._checks import check_features
+from normjax.flows._reversible import log_det_zeros
+from normjax.flows._widened import widened
 
 
 class Linear(Bijector):
@@ -43,28 +45,47 @@ class Linear(Bijector):
     """Return the matrix W, rows for inputs and columns for outputs."""
     return self.multiply(jnp.eye(self.features, dtype=dtype))
 
+  @property
+  def constant_logdet(self):
+    """True: that of a matrix."""
+    return True
+
   def forward(self, x, cond=None):
     """Return `(x W + bias, log_det)`."""
-    check_features("x", x, self.features)
-    rows = self._rows(x)
-    z = self.multiply(rows)
-    if self.bias is not None:
-      z = z + self.bias[...].astype(z.dtype)[None]
-    return z.reshape(x.shape).astype(x.dtype), self._log_det(x, rows.dtype)
+    return self._affine(x), self._log_det(x)
 
   def inverse(self, z, cond=None):
     """Return `((z - bias) W^-1, log_det)`."""
+    return self._undone(z), -self._log_det(z)
+
+  def forward_varying(self, x, cond=None):
+    """Return `(x W + bias, 0)`, without the determinant."""
+    return self._affine(x), log_det_zeros(x)
+
+  def inverse_varying(self, z, cond=None):
+    """Return `((z - bias) W^-1, 0)`, without the determinant."""
+    return self._undone(z), log_det_zeros(z)
+
+  def _affine(self, x):
+    check_features("x", x, self.features)
+    z = self.multiply(self._rows(x))
+    if self.bias is not None:
+      z = z + self.bias[...].astype(z.dtype)[None]
+    return z.reshape(x.shape).astype(x.dtype)
+
+  def _undone(self, z):
     check_features("z", z, self.features)
     rows = self._rows(z)
     if self.bias is not None:
       rows = rows - self.bias[...].astype(rows.dtype)[None]
-    return self.solve(rows).reshape(z.shape).astype(z.dtype), -self._log_det(z, rows.dtype)
+    return self.solve(rows).reshape(z.shape).astype(z.dtype)
 
   def _rows(self, x):
-    return x.reshape(-1, self.features).astype(jnp.promote_types(x.dtype, jnp.float32))
+    return widened(x).reshape(-1, self.features)
 
-  def _log_det(self, x, dtype):
-    return jnp.broadcast_to(math.prod(x.shape[1:-1]) * self.log_abs_det(dtype), x.shape[:1])
+  def _log_det(self, x):
+    log_abs_det = self.log_abs_det(log_det_zeros(x).dtype)
+    return jnp.broadcast_to(math.prod(x.shape[1:-1]) * log_abs_det, x.shape[:1])
 
 
 def check_size(features: int) -> int:

@@ -72,6 +72,11 @@ class MaskedAutoregressive(Bijector):
       raise ValueError(f"order must be a permutation of {dim} features, got {order}")
     self.order = nnx.Variable(order)
 
+  @property
+  def constant_logdet(self):
+    """Whether that of the transform is constant."""
+    return self.transform.constant_logdet
+
   def forward(self, x, cond=None):
     """Return `(z, log_det)` with one pass of the network."""
     check_batch("x", x, self.order.shape)

@@ -140,6 +140,24 @@ class MultiScale(Bijector):
     """Return `(x, log_det)` of standardized latents `z` (b, H W C)."""
     return self._down(z, cond, lambda level, x: level.inverse(x, cond))
 
+  @property
+  def constant_logdet(self):
+    """Whether there is one level, since priors of others see x, and its is constant."""
+    return not len(self.priors) and all(level.constant_logdet for level in self.levels)
+
+  def forward_varying(self, x, cond=None):
+    """Return `(eps, log_det)` without the scale of the last prior, which sees no x."""
+    latents, log_det = self._up(x, cond, lambda level, x: level.forward_varying(x, cond))
+    for _, _, log_std in latents[:-1]:
+      log_det = log_det - _sum(log_std)
+    return _standardized(latents), log_det
+
+  def inverse_varying(self, z, cond=None):
+    """Return `(x, log_det)` likewise."""
+    x, log_det = self._down(z, cond, lambda level, x: level.inverse_varying(x, cond))
+    shape = (x.shape[0], *self.latent_shapes[-1])
+    return x, log_det - _sum(jnp.broadcast_to(self.top(x.shape[0], x.dtype, cond)[1], shape))
+
   def data_init(self, x, cond=None):
     """Start each level from what those before it make of `x`; return the latents."""
     zeros = jnp.zeros((), jnp.float32)

@@ -54,6 +54,11 @@ class Permutation(Bijector):
     """Return a uniformly random permutation of `features` entries."""
     return cls(jax.random.permutation(rngs.params(), features), axis=axis)
 
+  @property
+  def constant_logdet(self):
+    """True: entries only move."""
+    return True
+
   def forward(self, x, cond=None):
     """Return `(z, log_det)`, with log_det zero."""
     return self._gather("x", x, self.order[...])

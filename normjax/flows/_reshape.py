@@ -38,6 +38,11 @@ class Reshape(Bijector):
         f"latent_shape must have as many entries as shape {self.shape}, got {self.latent_shape}"
       )
 
+  @property
+  def constant_logdet(self):
+    """True: entries only move."""
+    return True
+
   def forward(self, x, cond=None):
     """Return `(z, log_det)`, with log_det zero."""
     check_batch("x", x, self.shape)
@@ -84,6 +89,11 @@ class Squeeze(Bijector):
     if order not in _ORDERS:
       raise ValueError(f"order must be one of {sorted(_ORDERS)}, got {order!r}")
     self.factor, self.order = factor, order
+
+  @property
+  def constant_logdet(self):
+    """True: entries only move."""
+    return True
 
   def forward(self, x, cond=None):
     """Return `(z, log_det)`, with log_det zero."""

@@ -28,12 +28,12 @@ def log_det_zeros(x):
   return jnp.zeros(x.shape[:1], jnp.promote_types(x.dtype, jnp.float32))
 
 
-def scan_forward(stack: Stack, x, cond, *, remat=False):
-  """Apply the layers in order; return `(z, log_det)`."""
+def scan_forward(stack: Stack, x, cond, *, remat=False, method="forward"):
+  """Apply the layers in order, by the method of that name; return `(z, log_det)`."""
 
   def body(carry, layer):
     x, total = carry
-    y, log_det = stack.merge(*layer).forward(x, cond)
+    y, log_det = getattr(stack.merge(*layer), method)(x, cond)
     return (y, total + log_det), None
 
   body = jax.checkpoint(body) if remat else body
@@ -41,12 +41,12 @@ def scan_forward(stack: Stack, x, cond, *, remat=False):
   return carry
 
 
-def scan_inverse(stack: Stack, z, cond):
-  """Undo the layers, last to first; return `(x, log_det)`."""
+def scan_inverse(stack: Stack, z, cond, *, method="inverse"):
+  """Undo the layers, last to first, by the method of that name; return `(x, log_det)`."""
 
   def body(carry, layer):
     z, total = carry
-    x, log_det = stack.merge(*layer).inverse(z, cond)
+    x, log_det = getattr(stack.merge(*layer), method)(z, cond)
     return (x, total + log_det), None
 
   carry, _ = jax.lax.scan(body, (z, log_det_zeros(z)), (stack.params, stack.rest), reverse=True)

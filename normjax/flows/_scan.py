@@ -74,6 +74,11 @@ class Scan(Bijector):
     params, rest = nnx.to_pure_dict(params), nnx.to_pure_dict(rest)
     return Stack(params, rest, lambda params, rest: nnx.merge(graphdef, params, rest))
 
+  @property
+  def constant_logdet(self):
+    """Whether that of the layers is constant."""
+    return self.layers.constant_logdet
+
   def forward(self, x, cond=None):
     """Apply the layers first to last; return `(z, log_det)`."""
     if self.memory == "reversible":
@@ -83,6 +88,19 @@ class Scan(Bijector):
   def inverse(self, z, cond=None):
     """Undo the layers last to first; return `(x, log_det)`."""
     return scan_inverse(self._stack(), z, cond)
+
+  def forward_varying(self, x, cond=None):
+    """Return `(z, log_det)` of what varies with x in the layers' log-determinants.
+
+    Energies are differentiated twice, which a backward pass of one's own does not allow: here
+    "reversible" keeps what "remat" keeps.
+    """
+    remat = self.memory != "store"
+    return scan_forward(self._stack(), x, cond, remat=remat, method="forward_varying")
+
+  def inverse_varying(self, z, cond=None):
+    """Return `(x, log_det)` likewise."""
+    return scan_inverse(self._stack(), z, cond, method="inverse_varying")
 
   def data_init(self, x, cond=None):
     """Start each layer from what those before it make of `x`, in a scan; return the latent."""

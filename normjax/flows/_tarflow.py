@@ -126,6 +126,11 @@ class TarFlow(Bijector):
     orders = np.stack([reading[::-1] if k % 2 else reading for k in range(depth)])
     self.blocks = Scan(make, depth, jnp.asarray(orders), memory=memory, rngs=rngs)
 
+  @property
+  def constant_logdet(self):
+    """Whether the blocks only shift."""
+    return self.blocks.constant_logdet
+
   def forward(
     self, x: Float[Array, "b h w c"], cond: Int[Array, "b"] | None = None
   ) -> tuple[Float[Array, "b h w c"], Float[Array, "b"]]:

@@ -55,6 +55,11 @@ class AutoregressiveBlock(Bijector):
       rngs=rngs,
     )
 
+  @property
+  def constant_logdet(self):
+    """Whether the block only shifts."""
+    return self.volume_preserving
+
   def forward(self, x: Float[Array, "b n f"], cond: Condition = UNCONDITIONAL):
     """Return `(z, log_det)` with one pass over all tokens."""
     x = self._reorder(x)

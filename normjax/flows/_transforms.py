@@ -26,6 +26,7 @@ class Transform(nnx.Module):
   """
 
   num_parameters: int
+  constant_logdet = False  # whether log|dy/dx| is the same for all x and raw
 
   @abc.abstractmethod
   def forward(
@@ -100,6 +101,7 @@ class AdditiveTransform(Transform):
   """
 
   num_parameters = 1
+  constant_logdet = True
 
   def forward(self, x, raw):
     """Return `(x + t, 0)`."""

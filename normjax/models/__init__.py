@@ -1,6 +1,7 @@
 """Whole networks: classifiers whose norm is chosen by name, generators built on one norm, flows."""
 
 from normjax.models._attentive_lstm import AttentiveLSTM
+from normjax.models._ebflow import ebflow_coupling, ebflow_dense
 from normjax.models._ferumal import ferumal_flow
 from normjax.models._flows import maf, rqs_coupling_flow
 from normjax.models._glow import Glow
@@ -25,6 +26,8 @@ __all__ = [
   "SPADEResBlock",
   "TSITStage",
   "ViT",
+  "ebflow_coupling",
+  "ebflow_dense",
   "ferumal_flow",
   "maf",
   "rqs_coupling_flow",

@@ -14,6 +14,9 @@ from normjax import flows
 from tests.contracts.bijectors import BATCH, ROWS
 from tests.contracts.variants import variants_slow
 
+# A primitive of a program's text that factorizes a matrix.
+DECOMPOSITION = re.compile(r" = (lu|qr|geqrf|svd|eigh?|cholesky|schur)\b")
+
 # Bases to derive from: they can't be constructed.
 ABSTRACT = {"Bijector", "Coupling"}
 METHODS = ("forward", "inverse")
@@ -131,6 +134,30 @@ def _wide(name):
   return (x, z, cond), run(state, x, z, cond)
 
 
+def _varying(name):
+  """Return {method: (its result, that of what varies)} in float64, under one condition for all.
+
+  Most layers inherit what they do there, and are compiled for it only if it takes a condition.
+  """
+  bijector, (x, z, cond) = _made(name, "float64"), _inputs(ROWS[name], jnp.float64)
+  inherits = type(bijector).forward_varying is flows.Bijector.forward_varying
+  if inherits and (cond is None or not bijector.constant_logdet):
+    return {}
+  graphdef, state = nnx.split(bijector)
+  if cond is not None:
+    cond = jnp.broadcast_to(cond[:1], cond.shape)
+
+  @jax.jit
+  def run(state, x, z, cond):
+    bijector = nnx.merge(graphdef, state)
+    return {
+      "forward": (bijector.forward(x, cond), bijector.forward_varying(x, cond)),
+      "inverse": (bijector.inverse(z, cond), bijector.inverse_varying(z, cond)),
+    }
+
+  return run(state, x, z, cond)
+
+
 # The tests of a row run one after the other (see conftest.py): few results need to be kept.
 @functools.lru_cache(maxsize=8)
 def _results(name, dtype_name):
@@ -195,6 +222,31 @@ def test_log_det_is_that_of_the_jacobian(name):
       matrix, alone = jacobian(x[i].reshape(-1), state, None if cond is None else cond[i : i + 1])
       np.testing.assert_allclose(alone[0], z[i], rtol=0, atol=1e-9)  # examples do not mix
       np.testing.assert_allclose(np.linalg.slogdet(matrix)[1], log_det[i], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_what_varies_is_all_but_a_constant_of_the_log_det(name):
+  constant = _made(name).constant_logdet
+  if ROWS[name].cond is None:
+    _, results = _results(name, "float64")
+    # Neither says less than it could, nor more.
+    for log_det, _ in results["log_dets"]:
+      assert constant == (np.ptp(log_det) < 1e-12)
+  with jax.enable_x64(True):
+    found = jax.tree.map(np.asarray, _varying(name))
+  for (output, log_det), (again, varying) in found.values():
+    np.testing.assert_array_equal(again, output)
+    assert varying.shape == (BATCH,)
+    assert varying.dtype == log_det.dtype
+    np.testing.assert_allclose(np.ptp(log_det - varying), 0, atol=1e-12)
+    assert constant == (np.ptp(log_det) < 1e-12)
+    assert not constant or not np.any(varying)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_what_varies_takes_no_determinant_of_a_linear_layer(name):
+  bijector, (x, _, cond) = _made(name), _inputs(ROWS[name])
+  assert not DECOMPOSITION.search(str(jax.make_jaxpr(bijector.forward_varying)(x, cond)))
 
 
 @pytest.mark.parametrize("name", [name for name, row in ROWS.items() if row.cond is not None])
