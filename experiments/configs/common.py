@@ -84,6 +84,30 @@ def density_config(flow: str = "jet") -> ConfigDict:
   return config.copy_and_resolve_references()
 
 
+def score_matching_config() -> ConfigDict:
+  """Return the defaults of an energy-based flow; an experiment file overrides its own."""
+  config = common_config()
+  config.task = "score_matching"
+  config.levels = 256.0
+  config.low = 0.0
+  config.noise = 0.0
+  # A key of experiments.objectives.OBJECTIVES, and what some of them take: the deviation of noise,
+  # the length of finite differences, the weight of the mean energy that is added.
+  config.objective = ConfigDict({"name": "dsm", "std": 1.0, "epsilon": 1.0, "energy_weight": 0.0})
+  # Logits of squeezed pixels, divided by `scale`; the objective sees these, or pixels.
+  config.logit = ConfigDict({"alpha": 1e-6, "scale": 0.5})
+  config.match_after_preprocessing = True
+  # Arguments of normjax.models.ebflow_dense.
+  config.model = ConfigDict(
+    {"num_layers": 4, "alpha": 0.3, "start": "identity", "initial_bias": 1.0}
+  )
+  config.optimizer.b2 = 0.999
+  config.optimizer.weight_decay = 0.0
+  config.ema_decay = 0.999
+  config.eval.draws = 5  # dequantizations of the final number
+  return config.copy_and_resolve_references()
+
+
 def classification_config() -> ConfigDict:
   """Return the defaults of a classifier; an experiment file overrides what is its own."""
   config = common_config()

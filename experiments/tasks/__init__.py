@@ -20,6 +20,7 @@ from experiments.tasks._classification import Classification
 from experiments.tasks._density import Density
 from experiments.tasks._density_pictures import interpolations, reconstructions, spherical
 from experiments.tasks._inpainting import Inpainting
+from experiments.tasks._score_matching import ScoreMatching
 from experiments.tasks._scoring import score_all, spread
 from experiments.tasks._style import Style
 
@@ -27,6 +28,7 @@ TASKS = {
   "classification": Classification,
   "density": Density,
   "inpainting": Inpainting,
+  "score_matching": ScoreMatching,
   "style": Style,
 }
 
@@ -57,6 +59,7 @@ __all__ = [
   "Classification",
   "Density",
   "Inpainting",
+  "ScoreMatching",
   "Style",
   "chosen",
   "interpolations",

@@ -1,0 +1,54 @@
+"""The comparison of likelihood and score matching as a command, and the task of its digits."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from experiments import score_matching, tasks
+from experiments.configs import ebflow_digits
+
+COMMAND = [sys.executable, "-m", "experiments.score_matching"]
+
+
+def test_command_writes_what_it_prints(tmp_path):
+  out = tmp_path / "run"
+  done = subprocess.run(
+    [*COMMAND, f"--out={out}", "--tiny"], capture_output=True, text=True, check=False
+  )
+  assert done.returncode == 0, done.stderr
+  assert (out / "table.md").read_text() == done.stdout
+  results = json.loads((out / "results.json").read_text())
+  assert [(r["dim"], r["objective"]) for r in results["time"]] == [
+    (4, name) for name in score_matching.LABELS
+  ]
+  assert all(0 < r["least"] <= r["median"] for r in results["time"])
+  assert [r["objective"] for r in results["sine"]] == ["ml", "fdssm"]
+  for row in results["sine"] + results["digits"]:
+    assert len(row["last"]) == len(row["mean"]) == 2
+    assert all(1 < v < 60 for v in row["last"] + row["mean"])
+    assert score_matching.spread(row["mean"]) in done.stdout
+  # Seeds differ, and so do both sides of the logit.
+  assert len({v for row in results["digits"] for v in row["last"]}) == 4
+  assert (out / "score_matching.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_refuses_other_parts():
+  assert score_matching.chosen(["digits", "time"]) == ("time", "digits")
+  for only in (["time", "rings"], []):
+    with pytest.raises(ValueError, match="--only must be some of time,sine,digits"):
+      score_matching.chosen(only)
+
+
+def test_spread_counts_what_failed():
+  assert score_matching.spread([1.0, 3.0]) == "2.000 ± 1.000"
+  assert score_matching.spread([1.0, np.nan, np.inf]) == "2 of 3 fail"
+
+
+def test_config_refuses_other_objectives():
+  config = ebflow_digits.get_config("tiny")
+  config.objective.name = "mle"
+  with pytest.raises(ValueError, match=r"config\.objective\.name"):
+    tasks.make(config)
