@@ -33,6 +33,7 @@ from normjax.flows._elementwise_coupling import (
   mask_to_order,
 )
 from normjax.flows._emerging_conv import EmergingConv
+from normjax.flows._fit import FitResult, fit
 from normjax.flows._flow import Flow
 from normjax.flows._glow_coupling import AdditiveGlowCoupling, GlowCoupling
 from normjax.flows._householder_linear import HouseholderLinear, QRLinear, SVDLinear
@@ -158,6 +159,7 @@ __all__ = [
   "ElementwiseAffine",
   "ElementwiseCoupling",
   "EmergingConv",
+  "FitResult",
   "Flow",
   "GlowCoupling",
   "HouseholderLinear",
@@ -220,6 +222,7 @@ __all__ = [
   "energy_u2",
   "energy_u3",
   "energy_u4",
+  "fit",
   "hard_sigmoid_correlation",
   "init_from_data",
   "injective_log_prob",
