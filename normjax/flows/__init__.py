@@ -5,6 +5,7 @@ from normjax.flows._bijector import Bijector
 from normjax.flows._causal_conv import causal_conv, causal_conv_inverse
 from normjax.flows._chain import Chain, Inverted
 from normjax.flows._cinc_conv import CInCConv
+from normjax.flows._conditional_normal import ClassConditionalNormal, ConditionalDiagonalNormal
 from normjax.flows._coupling import Coupling
 from normjax.flows._denoise import denoise
 from normjax.flows._dependent_data import (
@@ -57,8 +58,10 @@ from normjax.flows._logistic import Logistic
 from normjax.flows._logit import Logit
 from normjax.flows._lu_linear import LULinear, SoftplusLULinear, TriangularLinear
 from normjax.flows._masked_autoregressive import MaskedAutoregressive
+from normjax.flows._mixture import GaussianMixture, Mixture
 from normjax.flows._modified_spline import modified_spline, modified_spline_inverse
 from normjax.flows._multi_scale import MultiScale
+from normjax.flows._multivariate_normal import MultivariateNormal
 from normjax.flows._periodic_conv import PeriodicConv
 from normjax.flows._permutation import Permutation
 from normjax.flows._potentials import energy_u1, energy_u2, energy_u3, energy_u4
@@ -99,6 +102,7 @@ from normjax.flows._transforms import (
   RQSTransform,
   Transform,
 )
+from normjax.flows._truncated_normal import TruncatedNormal
 from normjax.flows._uniform import Uniform
 
 # Energies U of two-dimensional densities p(z) ~ exp(-U(z)), by their names in the literature.
@@ -151,7 +155,9 @@ __all__ = [
   "Bijector",
   "CInCConv",
   "Chain",
+  "ClassConditionalNormal",
   "ConditionalAffineTransform",
+  "ConditionalDiagonalNormal",
   "Coupling",
   "DEPENDENT_WARPS",
   "DiagonalNormal",
@@ -161,6 +167,7 @@ __all__ = [
   "EmergingConv",
   "FitResult",
   "Flow",
+  "GaussianMixture",
   "GlowCoupling",
   "HouseholderLinear",
   "INVERTIBLE_CONVOLUTIONS",
@@ -177,8 +184,10 @@ __all__ = [
   "Logit",
   "MADE",
   "MaskedAutoregressive",
+  "Mixture",
   "ModifiedRQSTransform",
   "MultiScale",
+  "MultivariateNormal",
   "POTENTIALS",
   "PeriodicConv",
   "Permutation",
@@ -201,6 +210,7 @@ __all__ = [
   "TarFlow",
   "Transform",
   "TriangularLinear",
+  "TruncatedNormal",
   "Uniform",
   "bits_per_dim",
   "block_log_prob",

@@ -14,6 +14,7 @@ from jax.test_util import check_grads
 from scipy import stats
 
 from normjax import flows
+from tests.flows.test_bases import BASES
 
 LOC, LOG_SCALE = (0.7, -1.2), (0.3, -0.4)
 
@@ -37,6 +38,11 @@ ROWS = {
   "StudentT": Row({"nu": 1.5, "trainable": True}, lambda loc, s: stats.t(1.5, loc, s)),
   "StudentT/learned nu": Row(
     {"nu": 2.5, "trainable_nu": True}, lambda loc, s: stats.t(2.5, loc, s)
+  ),
+  "TruncatedNormal": Row(
+    {"low": -1.5, "high": 1.5, "trainable": True},
+    lambda loc, s: stats.truncnorm(-1.5, 1.5, loc, s),
+    mass_atol=2e-2,
   ),
   # scipy's uniform begins at loc and is scale wide. A rule's error at a jump is a step's mass.
   "Uniform": Row(
@@ -78,7 +84,8 @@ def test_table_has_a_row_per_public_class():
     for member in members
     if inspect.isclass(member) and issubclass(member, flows.Distribution)
   }
-  assert public - {"Distribution", "Flow"} == {name.split("/")[0] for name in ROWS}
+  tested = {name.split("/")[0] for name in ROWS} | BASES.keys()
+  assert public - {"Distribution"} == tested
   with pytest.raises(TypeError, match="abstract"):
     flows.Distribution()
 

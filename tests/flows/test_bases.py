@@ -1,0 +1,277 @@
+"""Bases whose entries depend on each other or on a condition: densities against scipy."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.test_util import check_grads
+from scipy import special, stats
+
+from normjax import flows
+
+N = 3000  # draws of every sampling test: one shape to compile
+LABELS = np.arange(N) % 4
+CONTEXT = np.stack([np.cos(np.arange(N)), np.sin(np.arange(N))], axis=1)
+
+
+def _moved(base, seed=0):
+  """Give a base random parameters of order one."""
+  rng = np.random.default_rng(seed)
+  move = lambda p: jnp.asarray(rng.normal(size=p.shape) * 0.6, p.dtype)
+  nnx.update(base, jax.tree.map(move, nnx.state(base, nnx.Param)))
+  return base
+
+
+def _mixture(dtype):
+  box = flows.Uniform((2,), low=-1.0, high=2.0, param_dtype=dtype)
+  parts = [box, flows.DiagonalNormal((2,), param_dtype=dtype), flows.Laplace((2,))]
+  return flows.Mixture(parts, param_dtype=dtype)
+
+
+def _conditional(dtype):
+  network = nnx.Linear(2, 4, param_dtype=dtype, rngs=nnx.Rngs(0))
+  return flows.ConditionalDiagonalNormal([2], network, max_log_scale=2.0, param_dtype=dtype)
+
+
+def _nested(dtype):
+  inner = flows.Flow(
+    flows.ElementwiseAffine(1.0, -2.0), flows.MultivariateNormal((2,), param_dtype=dtype)
+  )
+  return flows.Flow(flows.ElementwiseAffine(-5.0, 0.1), inner)
+
+
+# name -> (make(dtype), what it is conditioned on)
+BASES = {
+  "ClassConditionalNormal": (
+    lambda dtype: flows.ClassConditionalNormal([2], 3, param_dtype=dtype), LABELS
+  ),
+  "ConditionalDiagonalNormal": (_conditional, CONTEXT),
+  "Flow": (_nested, None),
+  "GaussianMixture": (
+    lambda dtype: flows.GaussianMixture([2], 3, param_dtype=dtype, rngs=nnx.Rngs(0)), None
+  ),
+  "Mixture": (_mixture, None),
+  "MultivariateNormal": (lambda dtype: flows.MultivariateNormal([2], param_dtype=dtype), None),
+}  # fmt: skip
+
+
+def _normal(z, loc, log_scale):
+  return stats.norm.logpdf(z, loc, np.exp(log_scale)).sum(axis=-1)
+
+
+def _expected(name, base, z, cond):
+  """Return log p(z) (b,) by scipy."""
+  p = jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(base)))
+  if name == "MultivariateNormal":
+    scale = np.diag(np.exp(p["log_diagonal"])) + np.tril(p["lower"], -1)
+    return stats.multivariate_normal.logpdf(z, p["loc"], scale @ scale.T)
+  if name == "Flow":  # u = (x + 5) / 0.1, v = (u - 1) / -2
+    inner = base.base.base
+    v = ((z + 5) / 0.1 - 1) / -2
+    return _expected("MultivariateNormal", inner, v, None) - 2 * np.log(0.1 * 2)
+  if name == "ClassConditionalNormal":
+    return _normal(z, p["loc"][cond], p["log_scale"][cond])
+  if name == "ConditionalDiagonalNormal":
+    loc, raw = np.split(cond @ p["network"]["kernel"] + p["network"]["bias"], 2, axis=1)
+    return _normal(z, loc, 2 * np.tanh(raw / 2))
+  if name == "GaussianMixture":
+    each = _normal(z[:, None], p["loc"], p["log_scale"])
+  else:
+    normal = p["components"][1]
+    each = np.stack([
+      stats.uniform(-1, 3).logpdf(z).sum(axis=1),
+      _normal(z, normal["loc"], normal["log_scale"]),
+      stats.laplace.logpdf(z).sum(axis=1),
+    ], axis=1)  # fmt: skip
+  return special.logsumexp(each + special.log_softmax(p["logits"]), axis=1)
+
+
+@functools.cache
+def _sampled(name):
+  """Return draws at temperatures 0, 1, 0.5 from one key, and their log-densities."""
+  make, cond = BASES[name]
+  base = _moved(make("float32"))
+  graphdef, state = nnx.split(base)
+
+  @jax.jit
+  def run(state, cond):
+    base = nnx.merge(graphdef, state)
+    draw = lambda t: base.sample(jax.random.key(1), N, cond, t)
+    draws = [draw(0.0), draw(1.0), draw(jnp.float32(0.5))]
+    return *draws, base.log_prob(draws[1], cond)
+
+  cond = None if cond is None else jnp.asarray(cond, None if cond is LABELS else "float32")
+  return base, *(np.asarray(a) for a in run(state, cond))
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_log_prob_is_scipys_in_both_nnx_modes(name):
+  make, cond = BASES[name]
+  z = np.random.default_rng(2).normal(size=(16, 2)) * 1.5
+  z = z * 0.1 - 5 if name == "Flow" else z
+  cond = None if cond is None else cond[:16]
+  with jax.enable_x64(True):
+
+    def run():
+      base = _moved(make("float64"))
+      graphdef, state = nnx.split(base)
+      likelihood = lambda state, z: nnx.merge(graphdef, state).log_prob(z, cond)
+      return base, np.asarray(jax.jit(likelihood)(state, jnp.asarray(z)))
+
+    base, actual = run()
+    expected = _expected(name, base, z, cond)
+    with nnx.set_graph_mode(False), nnx.set_graph_updates(False):
+      np.testing.assert_array_equal(run()[1], actual)
+  assert actual.dtype == np.float64
+  np.testing.assert_allclose(actual, expected, rtol=1e-10)
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_samples_follow_the_density(name):
+  base, _, z, _, log_prob = _sampled(name)
+  assert z.shape == (N, 2)
+  assert z.dtype == np.float32
+  cond = BASES[name][1]
+  z64 = np.asarray(z, np.float64)
+  np.testing.assert_allclose(log_prob, _expected(name, base, z64, cond), rtol=2e-4, atol=2e-4)
+  law = _scipy_draws(name, base, cond)
+  for i in range(2):
+    assert stats.ks_2samp(z64[:, i], law[:, i]).pvalue > 1e-3
+  assert stats.ks_2samp(z64.sum(axis=1), law.sum(axis=1)).pvalue > 1e-3
+  assert stats.ks_2samp(z64[:, 0] - z64[:, 1], law[:, 0] - law[:, 1]).pvalue > 1e-3
+
+
+def _scipy_draws(name, base, cond):
+  """Draw from the same law by numpy, given what scipy's density above says of the parameters."""
+  rng = np.random.default_rng(3)
+  p = jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(base)))
+  eps = rng.normal(size=(N, 2))
+  if name == "MultivariateNormal":
+    scale = np.diag(np.exp(p["log_diagonal"])) + np.tril(p["lower"], -1)
+    return rng.multivariate_normal(p["loc"], scale @ scale.T, size=N)
+  if name == "Flow":
+    return (_scipy_draws("MultivariateNormal", base.base.base, None) * -2 + 1) * 0.1 - 5
+  if name == "ClassConditionalNormal":
+    return p["loc"][cond] + np.exp(p["log_scale"][cond]) * eps
+  if name == "ConditionalDiagonalNormal":
+    loc, raw = np.split(cond @ p["network"]["kernel"] + p["network"]["bias"], 2, axis=1)
+    return loc + np.exp(2 * np.tanh(raw / 2)) * eps
+  choice = rng.choice(3, size=N, p=special.softmax(np.float64(p["logits"])))
+  if name == "GaussianMixture":
+    return p["loc"][choice] + np.exp(p["log_scale"][choice]) * eps
+  normal = p["components"][1]
+  draws = [
+    rng.uniform(-1, 2, size=(N, 2)),
+    normal["loc"] + np.exp(normal["log_scale"]) * eps,
+    rng.laplace(size=(N, 2)),
+  ]
+  return np.stack(draws)[choice, np.arange(N)]
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_temperature_spreads_around_the_centre(name):
+  # Of the component in a mixture, of the condition, and through both flows of a nested one.
+  _, centre, z, half, _ = _sampled(name)
+  np.testing.assert_allclose(half - centre, 0.5 * (z - centre), rtol=1e-3, atol=2e-5)
+  assert np.std(z - centre) > 0.05
+  centres = {"ClassConditionalNormal": 4, "GaussianMixture": 3, "Mixture": 3}
+  if name != "ConditionalDiagonalNormal":
+    assert len(np.unique(np.round(centre, 4), axis=0)) == centres.get(name, 1)
+
+
+def _likelihood(name, dtype, cond):
+  graphdef, params, rest = nnx.split(_moved(BASES[name][0](dtype)), nnx.Param, ...)
+  run = lambda params, z: jnp.sum(nnx.merge(graphdef, params, rest).log_prob(z, cond))
+  return jax.jit(run), params
+
+
+@pytest.mark.parametrize("name", ["GaussianMixture", "Mixture", "MultivariateNormal"])
+def test_gradients_of_parameters(name):
+  with jax.enable_x64(True):
+    likelihood, params = _likelihood(name, "float64", None)
+    z = jnp.asarray(np.random.default_rng(4).normal(size=(5, 2)))
+    check_grads(lambda p: likelihood(p, z), (params,), 1, modes=["rev"], atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_gradients_are_finite_far_out(name):
+  far = jnp.asarray([[1e4, -1e4], [0.0, 1e-30], [1e15, -1e15], [-3.0, 3.0]], jnp.float32)
+  cond = BASES[name][1]
+  cond = None if cond is None else jnp.asarray(cond[:4], "int32" if cond is LABELS else "float32")
+  likelihood, params = _likelihood(name, "float32", cond)
+  for leaf in jax.tree.leaves(jax.jit(jax.grad(likelihood, (0, 1)))(params, far)):
+    assert np.all(np.isfinite(leaf))
+
+
+def test_a_mixture_without_support_has_no_density_and_no_gradient():
+  boxes = [flows.Uniform((1,)), flows.Uniform((1,), low=2.0, high=3.0)]
+  graphdef, params, rest = nnx.split(flows.Mixture(boxes), nnx.Param, ...)
+  z = jnp.array([[0.5], [1.5]])
+  log_prob = lambda params: nnx.merge(graphdef, params, rest).log_prob(z)
+  np.testing.assert_allclose(log_prob(params), [np.log(0.5), -np.inf])
+  (slope,) = jax.tree.leaves(jax.jit(jax.jacrev(log_prob))(params))
+  np.testing.assert_allclose(slope, [[0.5, -0.5], [0, 0]])
+
+
+def test_no_label_has_a_prior_of_its_own():
+  base = _moved(flows.ClassConditionalNormal((2,), 3))
+  z = jnp.ones((2, 2))
+  null = jnp.full(2, base.null_label)
+  np.testing.assert_array_equal(base.log_prob(z), base.log_prob(z, null))
+  assert np.all(base.log_prob(z) != base.log_prob(z, jnp.zeros(2, int)))
+
+
+def test_truncated_normal_far_out_in_float32():
+  # Where Phi is close to 1 it has no digits left in float32.
+  for low, high in ((6.0, 7.0), (-9.0, -8.5), (-1.0, 3.0)):
+    base = flows.TruncatedNormal((1,), low=low, high=high)
+    law = stats.truncnorm(low, high)
+    z = base.sample(jax.random.key(0), N)
+    assert stats.kstest(np.asarray(z[:, 0], np.float64), law.cdf).pvalue > 1e-3
+    expected = law.logpdf(np.asarray(z[:, 0], np.float64))
+    np.testing.assert_allclose(base.log_prob(z), expected, rtol=1e-4, atol=1e-5)
+    outside = jnp.array([[low - 0.01], [high + 0.01]])
+    np.testing.assert_array_equal(base.log_prob(outside), -np.inf)
+
+
+def test_bad_arguments_are_refused():
+  rngs, key = nnx.Rngs(0), jax.random.key(0)
+  normal = flows.StandardNormal((2,))
+  for make, match in [
+    (lambda: flows.Mixture([]), "components must be a list of Distributions"),
+    (lambda: flows.Mixture(normal), "components must be a list of Distributions"),
+    (lambda: flows.Mixture([normal, flows.Chain([])]), "components must be a list of"),
+    (lambda: flows.Mixture([normal, normal]), "the same object twice"),
+    (lambda: flows.GaussianMixture((2,), 0, rngs=rngs), "num_components must be at least 1"),
+    (lambda: flows.GaussianMixture((2,), 1, spread=-1.0, rngs=rngs), "spread must be at least 0"),
+    (lambda: flows.ClassConditionalNormal((2,), 0), "num_classes must be at least 1"),
+    (lambda: flows.ConditionalDiagonalNormal((2,), 3), "network must be callable"),
+    (
+      lambda: flows.ConditionalDiagonalNormal((2,), abs, max_log_scale=0.0),
+      "max_log_scale must be above 0",
+    ),
+    (lambda: flows.TruncatedNormal((2,), low=1.0, high=1.0), "low must be below high"),
+    (lambda: flows.TruncatedNormal((2,), high=np.inf), "low must be below high, both finite"),
+    (lambda: flows.TruncatedNormal((2,), low=11.0, high=12.0), r"must reach into \[-10, 10\]"),
+    (lambda: flows.MultivariateNormal((2.0,)), "shape must be"),
+    (lambda: flows.GaussianMixture("22", 1, rngs=rngs), "shape must be"),
+  ]:
+    with pytest.raises(ValueError, match=match):
+      make()
+  cases = {n: make("float32") for n, (make, _) in BASES.items() if n != "Mixture"}
+  for name, base in cases.items():
+    with pytest.raises(ValueError, match=r"must have shape \(b, 2\)|scalar or have shape"):
+      base.log_prob(jnp.zeros((1, 3)))
+    with pytest.raises(ValueError, match="n must be an int of at least 1"):
+      base.sample(key, 0)
+    with pytest.raises(ValueError, match="temperature must be at least 0"):
+      base.sample(key, 1, temperature=-1.0)
+    if name == "ClassConditionalNormal":
+      with pytest.raises(ValueError, match="cond must be integer labels"):
+        base.log_prob(jnp.zeros((2, 2)), jnp.zeros(2))
+    if name == "ConditionalDiagonalNormal":
+      with pytest.raises(ValueError, match=r"network must return shape \(2, 4\) for 2 conditions"):
+        base.log_prob(jnp.zeros((2, 2)), jnp.zeros((3, 2)))
