@@ -77,6 +77,8 @@ def density_config(flow: str = "jet") -> ConfigDict:
   config.model = ConfigDict(_FLOWS[flow])
   config.class_conditional = False
   config.label_dropout = 0.1
+  # "uniform" noise, or "variational": learned, by normjax.models.VariationalDequantizer.
+  config.dequantizer = "uniform"
   # Above 0: trained on pixels with this Gaussian noise in place of dequantization, and samples are
   # denoised.
   config.noise = 0.0

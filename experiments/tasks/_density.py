@@ -14,6 +14,7 @@ from experiments.tasks._scoring import markdown, score_all, spread
 from normjax import flows
 
 _FLOWS = {"jet": "Jet", "tarflow": "TarFlow"}
+_DEQUANTIZERS = ("uniform", "variational")
 
 
 class Density:
@@ -48,6 +49,10 @@ class Density:
         "base": {"class": "normjax.flows.StandardNormal", "kwargs": {"shape": shape}},
       },
     }
+    data.check_name("config.dequantizer", config.dequantizer, _DEQUANTIZERS)
+    self.variational = config.dequantizer == "variational"
+    if self.variational:
+      self.model = self._with_dequantizer(self.model)
 
   def dequantize(self, image, key):
     """Return continuous pixels of uint8 images (b, h, w, c)."""
@@ -71,6 +76,9 @@ class Density:
       # 2022, arXiv 2207.12598). Jet's authors drop the labels of whole batches instead.
       dropped = jax.random.bernoulli(label_key, self.config.label_dropout, label.shape)
       label = jnp.where(dropped, flow.bijector.null_label, label)
+    if self.variational:
+      loss = self._variational_bits(flow, batch["image"], label, noise_key).mean()
+      return loss, {"loss": loss}
     z, log_det = flow.bijector.forward(x, label)
     loss = self._bits(flow.base.log_prob(z) + log_det).mean()
     metrics = {"loss": loss}
@@ -83,6 +91,8 @@ class Density:
     label = batch["label"] if self.num_classes else None
 
     def one(key):
+      if self.variational:
+        return self._variational_bits(flow, batch["image"], label, key)
       return self._bits(flow.log_prob(self.dequantize(batch["image"], key), label))
 
     return jnp.mean(jax.lax.map(one, jax.random.split(key, draws)), axis=0)
@@ -162,3 +172,23 @@ class Density:
 
   def _bits(self, log_prob):
     return flows.bits_per_dim(log_prob, self.dataset.shape, self.config.levels)
+
+  def _with_dequantizer(self, model):
+    """Return the spec of a flow with a dequantizer that is trained with it."""
+    if self.config.noise:
+      raise ValueError(f"config.noise must be 0 with a dequantizer, got {self.config.noise}")
+    kwargs = {"shape": list(self.dataset.shape), "num_levels": self.dataset.num_levels}
+    dequantizer = {"class": "normjax.models.VariationalDequantizer", "kwargs": kwargs}
+    return {
+      "class": "normjax.models.DequantizedFlow",
+      "kwargs": {"flow": model, "dequantizer": dequantizer},
+    }
+
+  def _variational_bits(self, flow, image, label, key):
+    """Return an upper bound (b,) of bits per dimension of uint8 images, by learned noise."""
+    config = self.config
+    return self._bits(
+      flows.dequantized_log_prob(
+        flow, flow.dequantizer, image, key, levels=config.levels, low=config.low, cond=label
+      )
+    )

@@ -87,6 +87,17 @@ def mahalanobis_score(fit: Mahalanobis, features: Float[Array, "n d"]) -> Float[
     >>> fit = Mahalanobis(jnp.zeros(2), jnp.eye(2))
     >>> mahalanobis_score(fit, jnp.array([[3.0, 4.0]]))
     Array([25.], dtype=float32)
+
+    How well it tells strange features from known ones, and whether it rises with a model's error:
+
+    >>> from scipy import stats
+    >>> known = mahalanobis_score(fit, jnp.array([[0.1, 0.2], [1.0, 0.3]]))
+    >>> strange = mahalanobis_score(fit, jnp.array([[3.0, 2.0], [0.0, -4.0], [0.5, 0.0]]))
+    >>> pairs = len(strange) * len(known)
+    >>> round(float(stats.mannwhitneyu(strange, known).statistic) / pairs, 3)  # AUROC
+    0.833
+    >>> round(float(stats.spearmanr(strange, jnp.array([0.3, 0.9, 0.1])).statistic), 3)
+    1.0
   """
   if features.ndim != 2 or features.shape[1:] != fit.mean.shape:
     raise ValueError(f"features must have shape (n, {fit.mean.shape[0]}), got {features.shape}")

@@ -47,6 +47,7 @@ from normjax.flows._injective import (
   orthogonal_probes,
   volume_surrogate,
 )
+from normjax.flows._injective_cycles import injective_cycles
 from normjax.flows._invertible_linear import InvertibleLinear
 from normjax.flows._jet import Jet
 from normjax.flows._jet_big_vision import jet_from_big_vision
@@ -75,8 +76,16 @@ from normjax.flows._relationship import (
   relationship_log_prob,
   rotated_log_prob,
 )
+from normjax.flows._resampled import Resampled
 from normjax.flows._reshape import Reshape, Squeeze
 from normjax.flows._residual_network import MADE
+from normjax.flows._reverse_kl import (
+  effective_sample_size,
+  importance_log_weights,
+  renyi_bound,
+  reverse_kl,
+)
+from normjax.flows._sampler import Sampler, pulled_back_potential, to_distrax, to_numpyro
 from normjax.flows._scan import Scan
 from normjax.flows._sigmoid import Sigmoid
 from normjax.flows._softplus import Softplus
@@ -104,6 +113,8 @@ from normjax.flows._transforms import (
 )
 from normjax.flows._truncated_normal import TruncatedNormal
 from normjax.flows._uniform import Uniform
+from normjax.flows._variational_dequantization import dequantized_log_prob
+from normjax.flows._von_mises import VonMises
 
 # Energies U of two-dimensional densities p(z) ~ exp(-U(z)), by their names in the literature.
 POTENTIALS = {"U1": energy_u1, "U2": energy_u2, "U3": energy_u3, "U4": energy_u4}
@@ -195,8 +206,10 @@ __all__ = [
   "QuadCoupling",
   "RQSCoupling",
   "RQSTransform",
+  "Resampled",
   "Reshape",
   "SVDLinear",
+  "Sampler",
   "Scan",
   "Sigmoid",
   "Softplus",
@@ -212,6 +225,7 @@ __all__ = [
   "TriangularLinear",
   "TruncatedNormal",
   "Uniform",
+  "VonMises",
   "bits_per_dim",
   "block_log_prob",
   "causal_conv",
@@ -225,6 +239,8 @@ __all__ = [
   "dependent_blocks",
   "dependent_normals",
   "dequantize",
+  "dequantized_log_prob",
+  "effective_sample_size",
   "eight_gaussians",
   "eight_gaussians_log_prob",
   "encoder_log_volume",
@@ -234,7 +250,9 @@ __all__ = [
   "energy_u4",
   "fit",
   "hard_sigmoid_correlation",
+  "importance_log_weights",
   "init_from_data",
+  "injective_cycles",
   "injective_log_prob",
   "injective_loss",
   "jet_from_big_vision",
@@ -246,13 +264,18 @@ __all__ = [
   "modified_spline_inverse",
   "orthogonal_probes",
   "pinwheel",
+  "pulled_back_potential",
   "quantize",
   "rational_quadratic_spline",
   "rational_quadratic_spline_inverse",
   "relationship_log_prob",
+  "renyi_bound",
+  "reverse_kl",
   "rotated_log_prob",
   "sigmoid_correlation",
   "squared_exponential",
+  "to_distrax",
+  "to_numpyro",
   "tracked_variance",
   "two_moons",
   "two_spirals",

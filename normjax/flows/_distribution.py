@@ -24,3 +24,10 @@ class Distribution(nnx.Module):
     self, key: Array, n: int, cond: PyTree | None = None, temperature: float | Array = 1.0
   ) -> Float[Array, "n *event"]:
     """Draw `n` events at a temperature."""
+
+  def sample_and_log_prob(
+    self, key: Array, n: int, cond: PyTree | None = None, temperature: float | Array = 1.0
+  ) -> tuple[Float[Array, "n *event"], Float[Array, "n"]]:
+    """Draw `n` events with their log-densities (n,), those at temperature 1."""
+    z = self.sample(key, n, cond, temperature)
+    return z, self.log_prob(z, cond)

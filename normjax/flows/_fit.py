@@ -59,7 +59,8 @@ def fit(
   minimize mean_i objective_i,  objective (b,) = -log p(x | cond) in nats,  x (n, ...)
 
   Only `nnx.Param`s are trained. Every epoch shuffles; examples that do not fill the last batch sit
-  it out. Standardize the data, or start the flow by `init_from_data`, before.
+  it out. Standardize the data, or start the flow by `init_from_data`, before. A stream `dropout` is
+  reseeded in each step; held-out examples see the flow in evaluation mode, in which it returns.
 
   Args:
     flow: what to fit, a `flows.Distribution`; it is left as it is. Any `nnx.Module` goes with an
@@ -108,8 +109,14 @@ def fit(
   params, rest = nnx.to_pure_dict(params), nnx.to_pure_dict(rest)
 
   def mean_loss(params, rest, batch, key, weight=None):
-    losses = objective(nnx.merge(graphdef, params, rest), *batch, key)
-    return jnp.average(losses, weights=weight)
+    model = nnx.merge(graphdef, params, rest)
+    if weight is None:
+      model.train()
+      key, dropout_key = jax.random.split(key)
+      nnx.reseed(model, dropout=dropout_key, policy="match_shape")
+    else:
+      model.eval()
+    return jnp.average(objective(model, *batch, key), weights=weight)
 
   def epoch(params, opt, rest, train, held_out, key):
     def step(carry, rows_and_key):
@@ -159,9 +166,9 @@ def fit(
       callback(i, float(train_losses[-1]), None if score is None else float(score))
     if score is not None and patience is not None and i - best_epoch >= patience:
       break
-  return FitResult(
-    nnx.merge(graphdef, best, rest), np.array(train_losses), np.array(scores), best_epoch
-  )
+  fitted = nnx.merge(graphdef, best, rest)
+  fitted.eval()
+  return FitResult(fitted, np.array(train_losses), np.array(scores), best_epoch)
 
 
 def _split(key, x, cond, fraction):

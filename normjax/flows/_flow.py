@@ -61,6 +61,6 @@ class Flow(Distribution):
       `(x, log_prob)`: what `sample` returns, and the log-density (n,) of the model itself, which is
       that at temperature 1 whatever `temperature` is: the two agree with `log_prob(x)`.
     """
-    z = self.base.sample(key, n, cond, temperature)
+    z, log_prob = self.base.sample_and_log_prob(key, n, cond, temperature)
     x, log_det = self.bijector.inverse(z, cond)
-    return x, self.base.log_prob(z, cond) - log_det
+    return x, log_prob - log_det

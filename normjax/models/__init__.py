@@ -10,10 +10,12 @@ from normjax.models._lstm import LSTMClassifier
 from normjax.models._mlp import MLP
 from normjax.models._resnet import ResNet
 from normjax.models._spade import FADEResBlock, SPADEGenerator, SPADEResBlock, TSITStage
+from normjax.models._variational_dequantizer import DequantizedFlow, VariationalDequantizer
 from normjax.models._vit import ViT
 
 __all__ = [
   "AttentiveLSTM",
+  "DequantizedFlow",
   "FADEResBlock",
   "Glow",
   "InjectiveFlow",
@@ -24,6 +26,7 @@ __all__ = [
   "SPADEGenerator",
   "SPADEResBlock",
   "TSITStage",
+  "VariationalDequantizer",
   "ViT",
   "ferumal_flow",
   "maf",

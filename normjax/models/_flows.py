@@ -69,6 +69,7 @@ def maf(
   width: int = 128,
   depth: int = 2,
   cond_dim: int | None = None,
+  memory: str = "store",
   rngs: nnx.Rngs,
 ) -> flows.Flow:
   """Build a masked autoregressive flow over vectors.
@@ -84,13 +85,14 @@ def maf(
     width: units of the networks' hidden layers.
     depth: residual blocks of a network.
     cond_dim: features of the condition, or None.
+    memory: as for `flows.Scan`; "reversible" takes `dim` passes per layer to rebuild its input.
     rngs: source of the parameters' keys and of the orders.
 
   Returns:
     A `flows.Flow` over a standard normal.
 
   Raises:
-    ValueError: if a size is below 1.
+    ValueError: if a size is below 1 or there is no such `memory`.
 
   Reference:
     Papamakarios, Pavlakou, Murray, "Masked autoregressive flow for density estimation", 2017,
@@ -107,7 +109,7 @@ def maf(
   if num_layers < 1:
     raise ValueError(f"num_layers must be at least 1, got {num_layers}")
   orders = _orders(rngs, dim, num_layers, None)
-  scan = flows.Scan(make, num_layers, orders, rngs=rngs)
+  scan = flows.Scan(make, num_layers, orders, memory=memory, rngs=rngs)
   return flows.Flow(scan, flows.StandardNormal((dim,)))
 
 

@@ -18,6 +18,21 @@ from normjax import flows
 COUPLINGS = {"affine": flows.GlowCoupling, "additive": flows.AdditiveGlowCoupling}
 
 
+class _Levels(flows.MultiScale):
+  """The levels of Glow, none of which takes a condition: labels go to the last prior or nowhere."""
+
+  def forward(self, x, cond=None):
+    return super().forward(x, self._checked(cond))
+
+  def inverse(self, z, cond=None):
+    return super().inverse(z, self._checked(cond))
+
+  def _checked(self, cond):
+    if self.num_classes is None and cond is not None:
+      raise ValueError(f"cond must be None, since this Glow has no num_classes, got {cond!r}")
+    return cond
+
+
 class Glow(flows.Flow):
   """Models images by a multi-scale flow under a standard normal.
 
@@ -43,7 +58,8 @@ class Glow(flows.Flow):
     rngs: the stream `params`.
 
   Raises:
-    ValueError: if a name is unknown, sizes are out of range, or the sides are not divisible.
+    ValueError: if a name is unknown, sizes are out of range, the sides are not divisible, or labels
+      come without `num_classes`.
 
   Reference:
     Kingma, Dhariwal, "Glow: Generative Flow with Invertible 1x1 Convolutions", 2018,
@@ -98,7 +114,7 @@ class Glow(flows.Flow):
 
       return flows.Scan(make_step, num_steps, memory=memory, rngs=rngs)
 
-    bijector = flows.MultiScale(
+    bijector = _Levels(
       shape,
       make_level,
       num_levels,

@@ -64,6 +64,26 @@ def test_the_loss_is_bits_per_dimension():
   assert metrics.keys() == {"loss", "saturation"}
 
 
+def test_learned_dequantization_bounds_the_bits():
+  task = tiny(dequantizer="variational")
+  batch, key = {"image": task.dataset.train["image"][:5]}, jax.random.key(1)
+  flow = build(task)
+  score = jax.jit(lambda flow: (task.loss(flow, batch, key)[0], task.score(flow, batch, key, 2)))
+  loss, scores = score(flow)
+  # Logit-normal noise at first, under a Jet that is the identity: by the bound itself.
+  image, noise_key = batch["image"], jax.random.split(key)[0]
+  noise, log_r = flow.dequantizer.sample_and_log_prob(noise_key, 5, image)
+  log_prob = flow.log_prob(2 * (image + noise) / 17 - 1) - log_r
+  expected = (64 * np.log(17 / 2) - log_prob.mean()) / (64 * np.log(2))
+  np.testing.assert_allclose(loss, expected, rtol=1e-5)
+  assert scores.shape == (5,)
+  assert task.samples(flow, key, 2).shape == (2, 8, 8, 1)
+  with pytest.raises(ValueError, match="config.noise must be 0 with a dequantizer, got 0.1"):
+    tiny(dequantizer="variational", noise=0.1)
+  with pytest.raises(ValueError, match="config.dequantizer must be one of"):
+    tiny(dequantizer="variatonal")
+
+
 def test_labels_are_dropped_as_often_as_asked():
   batch = {"image": np.zeros((400, 8, 8, 1), np.uint8), "label": np.arange(400) % 10}
   seen = []

@@ -12,6 +12,7 @@ from scipy import special, stats
 
 from normjax import flows
 
+KEY = jax.random.key(0)
 N = 3000  # draws of every sampling test: one shape to compile
 LABELS = np.arange(N) % 4
 CONTEXT = np.stack([np.cos(np.arange(N)), np.sin(np.arange(N))], axis=1)
@@ -235,6 +236,85 @@ def test_truncated_normal_far_out_in_float32():
     np.testing.assert_allclose(base.log_prob(z), expected, rtol=1e-4, atol=1e-5)
     outside = jnp.array([[low - 0.01], [high + 0.01]])
     np.testing.assert_array_equal(base.log_prob(outside), -np.inf)
+
+
+@pytest.mark.parametrize("k", [1e-3, 0.7, 20.0, 1e5])
+def test_von_mises_is_scipys(k):
+  with jax.enable_x64(True):
+    base = flows.VonMises([1], concentration=k, trainable=True, param_dtype="float64")
+    base.loc[...] = jnp.array([0.6])
+    z = 0.6 + np.linspace(-3, 3, 31)[:, None] / np.sqrt(1 + k)
+    for turned in (z, z + 2 * np.pi):
+      expected = stats.vonmises(k, loc=0.6).logpdf(turned[:, 0])
+      np.testing.assert_allclose(base.log_prob(jnp.asarray(turned)), expected, rtol=1e-7, atol=1e-7)
+  base = flows.VonMises((1,), concentration=k)
+  draw = jax.jit(lambda t: base.sample(KEY, N, temperature=t))
+  z, half = (np.asarray(draw(t)[:, 0], np.float64) for t in (1.0, 0.5))
+  assert np.all(np.abs(z) <= np.float32(np.pi))
+  assert stats.kstest(z, stats.vonmises(k).cdf).pvalue > 1e-3
+  inner = np.abs(z) < 3.14  # pi itself may be wrapped to -pi
+  np.testing.assert_allclose(half[inner], z[inner] / 2, rtol=1e-3, atol=1e-6)
+
+
+def test_von_mises_learns():
+  with jax.enable_x64(True):
+    base = flows.VonMises((2,), concentration=2.0, trainable=True, param_dtype="float64")
+    base.loc[...] = jnp.array([0.6, -3.0])
+    graphdef, params = nnx.split(base)
+    z = jnp.asarray(np.random.default_rng(0).normal(size=(4, 2)))
+    likelihood = jax.jit(lambda params: jnp.sum(nnx.merge(graphdef, params).log_prob(z)))
+    check_grads(likelihood, (params,), 1, modes=["rev"], atol=1e-6, rtol=1e-6)
+    # Samples move with loc; they are wrapped at the end of the circle.
+    moved = base.sample(KEY, 500)
+    np.testing.assert_allclose(
+      np.mean(np.cos(moved - base.loc[...][None]), axis=0), 0.698, atol=0.06
+    )
+    assert np.all(np.abs(moved) <= np.pi)
+  for concentration in (0.0, np.inf):
+    with pytest.raises(ValueError, match="concentration must be above 0 and finite"):
+      flows.VonMises((1,), concentration=concentration)
+
+
+def test_resampled_is_the_law_of_the_first_accepted_proposal():
+  with jax.enable_x64(True):
+    network = nnx.Linear(1, 1, param_dtype="float64", rngs=nnx.Rngs(0))
+    network.kernel[...], network.bias[...] = jnp.array([[2.0]]), jnp.array([-1.5])
+    normal = flows.StandardNormal((1,), param_dtype="float64")
+    base = flows.Resampled(normal, network, max_proposals=3, num_samples=4000)
+    z = np.linspace(-8, 8, 2001)
+    a = special.expit(2 * z - 1.5)
+    accept = np.sum(a * stats.norm.pdf(z)) * (z[1] - z[0])
+    last = (1 - accept) ** 2
+    density = stats.norm.pdf(z) * ((1 - last) * a / accept + last)
+    graphdef, params = nnx.split(base)
+    run = jax.jit(lambda params, z: nnx.merge(graphdef, params).log_prob(z))
+    actual = np.exp(run(params, jnp.asarray(z)[:, None]))
+    np.testing.assert_allclose(actual, density, rtol=0.05)  # Z by 4000 draws
+    check_grads(
+      lambda p: run(p, jnp.asarray(z)[::400, None]),
+      (params,),
+      1,
+      modes=["rev"],
+      atol=1e-6,
+      rtol=1e-6,
+    )
+    draws = np.asarray(jax.jit(lambda: base.sample(KEY, N))())[:, 0]
+    cumulative = np.cumsum(density) * (z[1] - z[0])
+    assert stats.kstest(draws, lambda x: np.interp(x, z, cumulative)).pvalue > 1e-3
+    # Where everything is accepted, and where hardly anything is, it is the proposals' law.
+    for bias in (200.0, -200.0):
+      network.kernel[...], network.bias[...] = jnp.zeros((1, 1)), jnp.array([bias])
+      params = nnx.split(base)[1]
+      points = jnp.linspace(-2, 2, 5)[:, None]
+      np.testing.assert_allclose(run(params, points), normal.log_prob(points), rtol=1e-10)
+  for make, match in [
+    (lambda: flows.Resampled(network, network), "base must be a flows.Distribution"),
+    (lambda: flows.Resampled(normal, 3), "network must be callable"),
+    (lambda: flows.Resampled(normal, network, max_proposals=1), "max_proposals must be at least 2"),
+    (lambda: flows.Resampled(normal, network, num_samples=0), "num_samples must be at least 1"),
+  ]:
+    with pytest.raises(ValueError, match=match):
+      make()
 
 
 def test_bad_arguments_are_refused():

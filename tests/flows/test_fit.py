@@ -103,6 +103,21 @@ def test_stops_early_and_returns_the_best_epoch():
   assert (result.best_epoch, float(result.flow.w[...])) == (2, 3.0)
 
 
+def test_dropout_draws_anew_in_each_step_and_is_off_for_held_out_examples():
+  class Dropped(nnx.Module):
+    def __init__(self):
+      self.w = nnx.Param(jnp.zeros(()))
+      self.dropout = nnx.Dropout(0.5, rngs=nnx.Rngs(dropout=0))
+
+  objective = lambda model, x, cond, key: 0 * model.w + model.dropout(x)
+  result = flows.fit(
+    Dropped(), np.ones(20), key=KEY, objective=objective, optimizer=optax.sgd(0.0), epochs=5,
+  )  # fmt: skip
+  np.testing.assert_array_equal(result.validation_losses, 1)
+  assert len(np.unique(result.train_losses)) > 2
+  assert result.flow.dropout.deterministic
+
+
 def test_what_is_not_finite_ends_training():
   fit = lambda objective, w, **options: flows.fit(
     Weight(w), np.ones(4), key=KEY, objective=objective, batch_size=1, epochs=3, **options

@@ -176,3 +176,18 @@ def test_bad_arguments_are_refused():
       make(**options)
   with pytest.raises(ValueError, match="features must be even and at least 2, got 3"):
     flows.GlowCoupling(3, rngs=nnx.Rngs(0))
+
+
+def test_labels_without_classes_are_refused():
+  glow = nnx.eval_shape(
+    lambda: models.Glow(SHAPE, **TINY | {"num_classes": None}, rngs=nnx.Rngs(0))
+  )
+  label = jnp.zeros(2, int)
+  for call in (
+    lambda: glow.log_prob(_images(2), label),
+    lambda: glow.bijector.forward(_images(2), label),
+    lambda: glow.bijector.inverse(jnp.zeros((2, 16)), label),
+    lambda: glow.sample(jax.random.key(0), 2, label),
+  ):
+    with pytest.raises(ValueError, match="cond must be None, since this Glow has no num_classes"):
+      call()

@@ -185,3 +185,42 @@ def test_conditional_model_trains_in_both_nnx_modes(graph):
 def test_bad_sizes_of_the_model_are_refused():
   with pytest.raises(ValueError, match="latent_dim must be at most dim = 2, got 3"):
     models.InjectiveFlow(2, 3, rngs=nnx.Rngs(0))
+
+
+@pytest.mark.usefixtures("x64")
+def test_cycles_are_what_they_say():
+  encode, decode = _nets()
+  x0, noise, latents = _normal(2, (5, 4)), _normal(3, (5, 4)), _normal(4, (3, 2))
+  z = encode(x0 + 0.1 * noise)
+  reconstruction = decode(z)
+  square = lambda a, b: np.sum((np.asarray(a) - np.asarray(b)) ** 2, axis=1)
+  expected = {
+    "latent": square(z, encode(reconstruction)),
+    "latent_fixed": square(z, encode(reconstruction)),
+    "clean": square(x0, reconstruction),
+    "sampled_latent": square(latents, encode(decode(latents))),
+    "sampled_data": square(decode(latents), decode(encode(decode(latents)))),
+  }
+  terms = flows.injective_cycles(encode, decode, z, reconstruction, clean=x0, latents=latents)
+  assert terms.keys() == expected.keys()
+  for name, term in terms.items():
+    assert np.all(expected[name] > 1e-3)
+    np.testing.assert_allclose(term, expected[name], rtol=1e-10)
+  plain = flows.injective_cycles(encode, decode, z, reconstruction)
+  assert plain.keys() == {"latent", "latent_fixed"}
+  # The decoder gets a gradient from "latent", and none from "latent_fixed".
+  slope = lambda name: jax.grad(
+    lambda t: flows.injective_cycles(encode, decode, z, t * reconstruction)[name].sum()
+  )(1.0)
+  assert slope("latent_fixed") == 0
+  assert abs(slope("latent")) > 1e-3
+  for options, match in [
+    ({"clean": x0[:2]}, r"clean must have shape \(5, 4\), got \(2, 4\)"),
+    ({"latents": x0}, r"latents must have shape \(5, 2\), got \(5, 4\)"),
+  ]:
+    with pytest.raises(ValueError, match=match):
+      flows.injective_cycles(encode, decode, z, reconstruction, **options)
+  with pytest.raises(ValueError, match=r"reconstruction must have shape \(5, 4\), got \(2, 4\)"):
+    flows.injective_cycles(encode, decode, z, reconstruction[:2])
+  with pytest.raises(ValueError, match=r"encode\(reconstruction\) must have shape \(5, 2\)"):
+    flows.injective_cycles(lambda x: x, decode, z, reconstruction)
