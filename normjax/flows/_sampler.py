@@ -25,17 +25,14 @@ class Sampler:
 
   log_prob: (*batch, *event) -> (*batch);  sample: -> (*sample_shape, *event)
 
-  A plain object, not a module: it holds the flow, and one condition if there is one.
+  A plain object, not a module: it holds the flow, and one condition if there is one. `event_shape`
+  is the shape of one event, `batch_shape` always ().
 
   Args:
     flow: any `flows.Distribution`.
     cond: the condition of a single event, without a batch axis, or None.
     support: `support(x) -> (*batch)` booleans, where the density may be positive; all finite events
       by default.
-
-  Attributes:
-    event_shape: the shape of one event.
-    batch_shape: always ().
 
   Raises:
     ValueError: if `flow` is not a `flows.Distribution`.
