@@ -248,7 +248,7 @@ def test_von_mises_is_scipys(k):
       expected = stats.vonmises(k, loc=0.6).logpdf(turned[:, 0])
       np.testing.assert_allclose(base.log_prob(jnp.asarray(turned)), expected, rtol=1e-7, atol=1e-7)
   base = flows.VonMises((1,), concentration=k)
-  draw = jax.jit(lambda t: base.sample(KEY, N, temperature=t))
+  draw = jax.jit(lambda t: base.sample(KEY, 20_000, temperature=t))
   z, half = (np.asarray(draw(t)[:, 0], np.float64) for t in (1.0, 0.5))
   assert np.all(np.abs(z) <= np.float32(np.pi))
   assert stats.kstest(z, stats.vonmises(k).cdf).pvalue > 1e-3

@@ -99,6 +99,7 @@ def test_noise_has_the_density_that_is_told():
   assert abs(stats.spearmanr(noise[:, 0, 0, 0], noise[:, 1, 0, 0]).statistic) > 0.15
 
 
+@pytest.mark.slow
 def test_learned_noise_beats_the_best_gaussian_under_uniform_noise():
   image = np.random.default_rng(0).integers(0, 3, (128, 2, 2, 1)).astype(np.uint8)
   flow = flows.Flow(flows.ElementwiseAffine(0.5, 0.3), flows.DiagonalNormal((2, 2, 1)))
