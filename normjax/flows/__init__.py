@@ -45,6 +45,7 @@ from normjax.flows._injective import (
   orthogonal_probes,
   volume_surrogate,
 )
+from normjax.flows._invert_monotone import invert_monotone
 from normjax.flows._invertible_linear import InvertibleLinear
 from normjax.flows._jet import Jet
 from normjax.flows._jet_big_vision import jet_from_big_vision
@@ -224,6 +225,7 @@ __all__ = [
   "init_from_data",
   "injective_log_prob",
   "injective_loss",
+  "invert_monotone",
   "jet_from_big_vision",
   "mask_to_order",
   "matern12",
