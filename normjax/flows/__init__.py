@@ -1,11 +1,15 @@
 """Normalizing flows: bijectors, the distributions of their latents, and what they are scored by."""
 
 from normjax.flows._act_norm import ActNorm
+from normjax.flows._batch_norm_flow import BatchNormFlow, update_statistics
 from normjax.flows._bijector import Bijector
 from normjax.flows._causal_conv import causal_conv, causal_conv_inverse
+from normjax.flows._cdfs import CauchyCDF, GumbelCDF, NormalCDF
 from normjax.flows._chain import Chain, Inverted
 from normjax.flows._cinc_conv import CInCConv
+from normjax.flows._circular_transforms import CircularRQSTransform, CircularShiftTransform
 from normjax.flows._coupling import Coupling
+from normjax.flows._cubic_spline import cubic_spline, cubic_spline_inverse
 from normjax.flows._denoise import denoise
 from normjax.flows._dependent_data import (
   block_log_prob,
@@ -23,6 +27,7 @@ from normjax.flows._dependent_samplers import (
 )
 from normjax.flows._dequantization import bits_per_dim, dequantize, quantize
 from normjax.flows._diagonal_normal import DiagonalNormal
+from normjax.flows._discrete_cosine import DiscreteCosine
 from normjax.flows._distribution import Distribution
 from normjax.flows._elementwise_affine import ElementwiseAffine
 from normjax.flows._elementwise_coupling import (
@@ -32,10 +37,15 @@ from normjax.flows._elementwise_coupling import (
   RQSCoupling,
   mask_to_order,
 )
+from normjax.flows._elementwise_flow import ElementwiseFlow
 from normjax.flows._emerging_conv import EmergingConv
+from normjax.flows._exp import Exp
 from normjax.flows._flow import Flow
+from normjax.flows._gin_coupling import GINCoupling
 from normjax.flows._glow_coupling import AdditiveGlowCoupling, GlowCoupling
+from normjax.flows._haar import HaarSqueeze
 from normjax.flows._householder_linear import HouseholderLinear, QRLinear, SVDLinear
+from normjax.flows._image_coupling import ImageCoupling, channel_mask, checkerboard_mask
 from normjax.flows._init_from_data import init_from_data
 from normjax.flows._injective import (
   decoder_log_volume,
@@ -53,16 +63,23 @@ from normjax.flows._kernel_coupling import KERNELS, KernelCoupling
 from normjax.flows._kernels import matern12, matern32, matern52, squared_exponential
 from normjax.flows._laplace import Laplace
 from normjax.flows._leaky_relu import LeakyReLU
+from normjax.flows._linear_spline import linear_spline, linear_spline_inverse
 from normjax.flows._logistic import Logistic
 from normjax.flows._logit import Logit
+from normjax.flows._low_rank_linear import LowRankLinear
 from normjax.flows._lu_linear import LULinear, SoftplusLULinear, TriangularLinear
 from normjax.flows._masked_autoregressive import MaskedAutoregressive
 from normjax.flows._modified_spline import modified_spline, modified_spline_inverse
+from normjax.flows._monotone import Monotone
 from normjax.flows._multi_scale import MultiScale
+from normjax.flows._parts import Concatenate, Indexed
 from normjax.flows._periodic_conv import PeriodicConv
 from normjax.flows._permutation import Permutation
+from normjax.flows._planar import PlanarFlow, planar, planar_inverse
 from normjax.flows._potentials import energy_u1, energy_u2, energy_u3, energy_u4
 from normjax.flows._quad_coupling import QuadCoupling
+from normjax.flows._quadratic_spline import quadratic_spline, quadratic_spline_inverse
+from normjax.flows._radial import RadialFlow, radial, radial_inverse
 from normjax.flows._rational_quadratic_spline import (
   rational_quadratic_spline,
   rational_quadratic_spline_inverse,
@@ -74,11 +91,21 @@ from normjax.flows._relationship import (
 )
 from normjax.flows._reshape import Reshape, Squeeze
 from normjax.flows._residual_network import MADE
+from normjax.flows._rotation_linear import RotationLinear
 from normjax.flows._scan import Scan
 from normjax.flows._sigmoid import Sigmoid
+from normjax.flows._signed_power import SignedPower
+from normjax.flows._softclip import Softclip
 from normjax.flows._softplus import Softplus
+from normjax.flows._spline_transforms import (
+  BoundedRQSTransform,
+  CubicSplineTransform,
+  LinearSplineTransform,
+  QuadraticSplineTransform,
+)
 from normjax.flows._standard_normal import StandardNormal
 from normjax.flows._student_t import StudentT
+from normjax.flows._sylvester import SylvesterFlow, sylvester, sylvester_inverse
 from normjax.flows._tanh import LeakyTanh, Tanh
 from normjax.flows._tarflow import TarFlow
 from normjax.flows._toy_densities import checkerboard_log_prob, eight_gaussians_log_prob
@@ -148,21 +175,36 @@ __all__ = [
   "AdditiveTransform",
   "AffineCoupling",
   "AffineTransform",
+  "BatchNormFlow",
   "Bijector",
+  "BoundedRQSTransform",
   "CInCConv",
+  "CauchyCDF",
   "Chain",
+  "CircularRQSTransform",
+  "CircularShiftTransform",
+  "Concatenate",
   "ConditionalAffineTransform",
   "Coupling",
+  "CubicSplineTransform",
   "DEPENDENT_WARPS",
   "DiagonalNormal",
+  "DiscreteCosine",
   "Distribution",
   "ElementwiseAffine",
   "ElementwiseCoupling",
+  "ElementwiseFlow",
   "EmergingConv",
+  "Exp",
   "Flow",
+  "GINCoupling",
   "GlowCoupling",
+  "GumbelCDF",
+  "HaarSqueeze",
   "HouseholderLinear",
   "INVERTIBLE_CONVOLUTIONS",
+  "ImageCoupling",
+  "Indexed",
   "Inverted",
   "InvertibleLinear",
   "Jet",
@@ -172,28 +214,39 @@ __all__ = [
   "Laplace",
   "LeakyReLU",
   "LeakyTanh",
+  "LinearSplineTransform",
   "Logistic",
   "Logit",
+  "LowRankLinear",
   "MADE",
   "MaskedAutoregressive",
   "ModifiedRQSTransform",
+  "Monotone",
   "MultiScale",
+  "NormalCDF",
   "POTENTIALS",
   "PeriodicConv",
   "Permutation",
+  "PlanarFlow",
   "QRLinear",
   "QuadCoupling",
+  "QuadraticSplineTransform",
   "RQSCoupling",
   "RQSTransform",
+  "RadialFlow",
   "Reshape",
+  "RotationLinear",
   "SVDLinear",
   "Scan",
   "Sigmoid",
+  "SignedPower",
+  "Softclip",
   "Softplus",
   "SoftplusLULinear",
   "Squeeze",
   "StandardNormal",
   "StudentT",
+  "SylvesterFlow",
   "TOY_LOG_PROBS",
   "TOY_SAMPLERS",
   "Tanh",
@@ -205,9 +258,13 @@ __all__ = [
   "block_log_prob",
   "causal_conv",
   "causal_conv_inverse",
+  "channel_mask",
   "checkerboard",
   "checkerboard_log_prob",
+  "checkerboard_mask",
   "circles",
+  "cubic_spline",
+  "cubic_spline_inverse",
   "decoder_log_volume",
   "decompose_relationship",
   "denoise",
@@ -227,6 +284,8 @@ __all__ = [
   "injective_loss",
   "invert_monotone",
   "jet_from_big_vision",
+  "linear_spline",
+  "linear_spline_inverse",
   "mask_to_order",
   "matern12",
   "matern32",
@@ -235,16 +294,25 @@ __all__ = [
   "modified_spline_inverse",
   "orthogonal_probes",
   "pinwheel",
+  "planar",
+  "planar_inverse",
+  "quadratic_spline",
+  "quadratic_spline_inverse",
   "quantize",
+  "radial",
+  "radial_inverse",
   "rational_quadratic_spline",
   "rational_quadratic_spline_inverse",
   "relationship_log_prob",
   "rotated_log_prob",
   "sigmoid_correlation",
   "squared_exponential",
+  "sylvester",
+  "sylvester_inverse",
   "tracked_variance",
   "two_moons",
   "two_spirals",
+  "update_statistics",
   "volume_surrogate",
   "warp_abs",
   "warp_crescent",

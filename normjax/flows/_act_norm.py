@@ -75,7 +75,8 @@ class ActNorm(Bijector):
     if not epsilon >= 0 or ddof < 0:
       raise ValueError(f"epsilon and ddof must be at least 0, got {epsilon} and {ddof}")
     self.features, self.epsilon, self.ddof = features, float(epsilon), ddof
-    self.allow_constant = allow_constant
+    # `update_statistics` visits the layers as `init_from_data` does, and clears this.
+    self.allow_constant, self.starts_from_data = allow_constant, True
     self.log_scale = nnx.Param(jnp.zeros((features,), param_dtype))
     self.shift = nnx.Param(jnp.zeros((features,), param_dtype))
 
@@ -94,6 +95,8 @@ class ActNorm(Bijector):
   def data_init(self, x, cond=None):
     """Set the parameters so that `forward(x)` is standardized; return it."""
     check_features("x", x, self.features)
+    if not self.starts_from_data:
+      return self.forward(x, cond)[0]
     mean, log_std = self._statistics(x)
     self.log_scale[...] = (-log_std).astype(self.log_scale.dtype)
     self.shift[...] = (-mean * jnp.exp(-log_std)).astype(self.shift.dtype)
@@ -102,6 +105,8 @@ class ActNorm(Bijector):
   def data_init_inverse(self, z, cond=None):
     """Set the parameters so that `inverse(z)` is standardized; return it."""
     check_features("z", z, self.features)
+    if not self.starts_from_data:
+      return self.inverse(z, cond)[0]
     mean, log_std = self._statistics(z)
     self.log_scale[...] = log_std.astype(self.log_scale.dtype)
     self.shift[...] = mean.astype(self.shift.dtype)

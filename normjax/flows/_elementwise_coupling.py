@@ -57,12 +57,15 @@ class ElementwiseCoupling(OrderedCoupling):
     width: units of the network's hidden layers.
     depth: number of its residual blocks, scanned.
     cond_dim: C, or None.
+    dropout_rate: chance of the network's units to be dropped, unless `deterministic`. Masks change
+      with `nnx.reseed(flow, dropout=key, policy="match_shape")` only, once per training step, so
+      that a layer and its inverse agree.
     param_dtype: dtype of the parameters.
-    rngs: source of the parameters' keys.
+    rngs: source of the parameters' keys, and of the stream `dropout`.
 
   Raises:
     ValueError: if `order` is not a permutation of at least two features, no feature is left on
-      either side, or a size is below 1.
+      either side, a size is below 1, or `dropout_rate` not in [0, 1).
 
   Reference:
     Dinh, Sohl-Dickstein, Bengio, "Density estimation using Real NVP", 2016, arXiv 1605.08803.
@@ -84,6 +87,7 @@ class ElementwiseCoupling(OrderedCoupling):
     width: int = 64,
     depth: int = 2,
     cond_dim: int | None = None,
+    dropout_rate: float = 0.0,
     param_dtype=jnp.float32,
     rngs: nnx.Rngs,
   ):
@@ -93,7 +97,7 @@ class ElementwiseCoupling(OrderedCoupling):
     self.elementwise = transform
     self.network = ResidualNetwork(
       kept, (dim - kept) * transform.num_parameters, width=width, depth=depth, cond_dim=cond_dim,
-      param_dtype=param_dtype, rngs=rngs,
+      dropout_rate=dropout_rate, param_dtype=param_dtype, rngs=rngs,
     )  # fmt: skip
 
   def conditioner(self, x1, cond):

@@ -31,11 +31,15 @@ class MaskedAutoregressive(Bijector):
     depth: number of its blocks, scanned.
     residual: as for `MADE`.
     cond_dim: features of the condition (B, C), or None.
+    dropout_rate: chance of the network's units to be dropped, unless `deterministic`. Masks change
+      with `nnx.reseed(flow, dropout=key, policy="match_shape")` only, once per training step, so
+      that a layer and its inverse agree.
     param_dtype: dtype of the parameters.
-    rngs: source of the parameters' keys.
+    rngs: source of the parameters' keys, and of the stream `dropout`.
 
   Raises:
-    ValueError: if a size is below 1 or `order` is not a permutation of D features.
+    ValueError: if a size is below 1, `dropout_rate` not in [0, 1), or `order` not a permutation of
+      D features.
 
   Reference:
     Papamakarios, Pavlakou, Murray, "Masked autoregressive flow for density estimation", 2017,
@@ -59,13 +63,14 @@ class MaskedAutoregressive(Bijector):
     depth: int = 2,
     residual: bool = True,
     cond_dim: int | None = None,
+    dropout_rate: float = 0.0,
     param_dtype=jnp.float32,
     rngs: nnx.Rngs,
   ):
     self.transform = AffineTransform("softplus") if transform is None else transform
     self.network = MADE(
       dim, self.transform.num_parameters, width=width, depth=depth, residual=residual,
-      cond_dim=cond_dim, param_dtype=param_dtype, rngs=rngs,
+      cond_dim=cond_dim, dropout_rate=dropout_rate, param_dtype=param_dtype, rngs=rngs,
     )  # fmt: skip
     order = as_order(jnp.arange(dim) if order is None else order)
     if order.shape != (dim,):

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from normjax.flows._rational_quadratic import Knots, spline_forward, spline_inverse
+from normjax.flows._spline_box import Box, edges_of, in_box
 
 _MAX_LOG_SLOPE = 10.0
 
@@ -21,6 +22,7 @@ def modified_spline(
   raw_derivative: Float[Array, "*batch"],
   *,
   bound: float = 0.5,
+  box: tuple[float, float, float, float] | None = None,
   minimum: float = 1e-3,
 ) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"]]:
   """Map every entry by a monotone spline of two bins that is the identity outside [-bound, bound].
@@ -37,13 +39,16 @@ def modified_spline(
     raw_height: x's shape; its height.
     raw_derivative: x's shape; the log slope at the knot in the middle, cut to [-10, 10].
     bound: half the side of the box.
+    box: (left, right, bottom, top) instead of that square: outside, lines of slope 1 go on from
+      its corners.
     minimum: m, the least share of a bin and the least slope.
 
   Returns:
     `(y, log_abs_det)`, both of x's shape; log_abs_det = log dy/dx is float32 or wider.
 
   Raises:
-    ValueError: if shapes differ, `bound` is not above 0, or `minimum` not inside (0, 1/2).
+    ValueError: if shapes differ, `bound` is not above 0, the box has no inside, or `minimum` is not
+      inside (0, 1/2).
 
   Reference:
     Hong, Park, Chun, "On the robustness of normalizing flows for inverse problems in imaging",
@@ -54,7 +59,7 @@ def modified_spline(
     >>> modified_spline(jnp.array([-2.0, 0.25, 0.5]), zeros, zeros, zeros)[0]
     Array([-2.  ,  0.25,  0.5 ], dtype=float32)
   """
-  return _run(spline_forward, "x", x, (raw_width, raw_height, raw_derivative), bound, minimum)
+  return _run(spline_forward, "x", x, (raw_width, raw_height, raw_derivative), bound, box, minimum)
 
 
 def modified_spline_inverse(
@@ -64,6 +69,7 @@ def modified_spline_inverse(
   raw_derivative: Float[Array, "*batch"],
   *,
   bound: float = 0.5,
+  box: tuple[float, float, float, float] | None = None,
   minimum: float = 1e-3,
 ) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"]]:
   """Undo `modified_spline` in closed form.
@@ -76,6 +82,7 @@ def modified_spline_inverse(
     raw_height: y's shape; its height.
     raw_derivative: y's shape; the log slope at the knot in the middle.
     bound: half the side of the box.
+    box: as for `modified_spline`.
     minimum: the least share of a bin and the least slope.
 
   Returns:
@@ -94,31 +101,30 @@ def modified_spline_inverse(
     >>> round(float(modified_spline_inverse(y, ones, -ones, ones)[0][0]), 4)
     0.25
   """
-  return _run(spline_inverse, "y", y, (raw_width, raw_height, raw_derivative), bound, minimum)
+  return _run(spline_inverse, "y", y, (raw_width, raw_height, raw_derivative), bound, box, minimum)
 
 
-def _run(spline, name, value, raws, bound, minimum):
+def _run(spline, name, value, raws, bound, box, minimum):
   labels = ("raw_width", "raw_height", "raw_derivative")
   for label, raw in zip(labels, raws, strict=True):
     if raw.shape != value.shape:
       raise ValueError(f"{label} must have shape {value.shape} of {name}, got {raw.shape}")
   if not bound > 0:
     raise ValueError(f"bound must be above 0, got {bound}")
+  box = Box(-bound, bound, -bound, bound) if box is None else Box(*box)
+  box.check()
   if not 0 < minimum < 0.5:
     raise ValueError(f"minimum must be inside (0, 1/2), got {minimum}")
   dtype = jnp.promote_types(value.dtype, jnp.float32)
-  wide = value.astype(dtype)
   raw_width, raw_height, raw_derivative = (raw.astype(dtype) for raw in raws)
-  end = jnp.full(value.shape, bound, dtype)
 
-  def edges(raw):
+  def edges(raw, low, high):
     share = jax.nn.sigmoid(raw) * (1 - 2 * minimum) + minimum
-    return jnp.stack([-end, 2 * bound * share - bound, end], axis=-1)
+    return edges_of(jnp.stack([share, 1 - share], axis=-1), low, high)
 
   log_slope = jnp.clip(raw_derivative, -_MAX_LOG_SLOPE, _MAX_LOG_SLOPE)
   slope = jnp.exp(log_slope) * (1 - minimum) + minimum
   one = jnp.ones_like(slope)
-  knots = Knots(edges(raw_width), edges(raw_height), jnp.stack([one, slope, one], axis=-1))
-  out, log_abs_det = spline(wide, knots, jnp.abs(wide) < bound)
-  log_abs_det = jnp.where(jnp.isnan(wide), wide, log_abs_det)
-  return out.astype(value.dtype), log_abs_det
+  slopes = jnp.stack([one, slope, one], axis=-1)
+  knots = Knots(edges(raw_width, *box[:2]), edges(raw_height, *box[2:]), slopes)
+  return in_box(name, value, lambda v: spline(v, knots), box, tails=True, closed=False)

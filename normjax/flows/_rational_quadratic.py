@@ -8,7 +8,9 @@ by what it has to be in exact arithmetic, so that no rounding takes theta far ou
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
+
+from normjax.flows._spline_box import bin_taker
 
 
 class Knots(NamedTuple):
@@ -19,27 +21,19 @@ class Knots(NamedTuple):
   slopes: Float[Array, "*batch k1"]
 
 
-def spline_forward(
-  x: Float[Array, "*batch"], knots: Knots, inside: Bool[Array, "*batch"]
-) -> tuple[Array, Array]:
-  """Return `(y, log y')` where `inside`, and `(x, 0)` elsewhere."""
-  # A point in the box takes the place of those outside: their gradients must be finite too.
-  safe = jnp.where(inside, x, knots.x[..., 0])
-  x0, width, y0, height, d0, d1 = _pick(safe, knots.x, knots)
-  delta, theta = height / width, (safe - x0) / width
+def spline_forward(x: Float[Array, "*batch"], knots: Knots) -> tuple[Array, Array]:
+  """Return `(y, log y')` of points in the box."""
+  x0, width, y0, height, d0, d1 = _pick(x, knots.x, knots)
+  delta, theta = height / width, (x - x0) / width
   q = theta * (1 - theta)
   y = y0 + height * (delta * theta**2 + d0 * q) / (delta * (1 - 2 * q) + (d0 + d1) * q)
-  log_slope = _log_slope(delta, theta, d0, d1)
-  return jnp.where(inside, y, x), jnp.where(inside, log_slope, 0)
+  return y, _log_slope(delta, theta, d0, d1)
 
 
-def spline_inverse(
-  y: Float[Array, "*batch"], knots: Knots, inside: Bool[Array, "*batch"]
-) -> tuple[Array, Array]:
-  """Return `(x, log x')` where `inside`, and `(y, 0)` elsewhere."""
-  safe = jnp.where(inside, y, knots.y[..., 0])
-  x0, width, y0, height, d0, d1 = _pick(safe, knots.y, knots)
-  delta, eta = height / width, (safe - y0) / height
+def spline_inverse(y: Float[Array, "*batch"], knots: Knots) -> tuple[Array, Array]:
+  """Return `(x, log x')` of values in the box."""
+  x0, width, y0, height, d0, d1 = _pick(y, knots.y, knots)
+  delta, eta = height / width, (y - y0) / height
   # The quadratic of the card divided by the bin's height: a t^2 + b t + c = 0.
   bend = eta * (d0 + d1 - 2 * delta)
   a, b, c = bend + delta - d0, d0 - bend, -delta * eta
@@ -49,8 +43,7 @@ def spline_inverse(
   # Since theta <= 1, b + root >= -2 c. A slack keeps the gradient of the root where theta is 1.
   least = -2 * (1 - 1e-3) * c
   theta = -2 * c / jnp.where(b + root > least, b + root, least)
-  log_slope = _log_slope(delta, theta, d0, d1)
-  return jnp.where(inside, x0 + width * theta, y), jnp.where(inside, -log_slope, 0)
+  return x0 + width * theta, -_log_slope(delta, theta, d0, d1)
 
 
 def _log_slope(delta, theta, d0, d1):
@@ -64,10 +57,7 @@ def _log_slope(delta, theta, d0, d1):
 
 def _pick(value, edges, knots: Knots):
   """Return left knot, width, bottom knot, height and both slopes of the bin that holds `value`."""
-  # Inner knots at or below the value; so the last bin holds its right end, and NaN some bin.
-  index = jnp.sum(value[..., None] >= edges[..., 1:-1], axis=-1)
-  here = index[..., None] == jnp.arange(edges.shape[-1] - 1).reshape((1,) * index.ndim + (-1,))
-  take = lambda v: jnp.sum(jnp.where(here, v, 0), axis=-1)
+  take = bin_taker(value, edges)
   low = lambda v: take(v[..., :-1])
   step = lambda v: take(v[..., 1:] - v[..., :-1])
   high_slope = take(knots.slopes[..., 1:])

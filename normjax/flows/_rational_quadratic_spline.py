@@ -10,11 +10,10 @@ import math
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
-from normjax.flows._checks import is_concrete
 from normjax.flows._rational_quadratic import Knots, spline_forward, spline_inverse
+from normjax.flows._spline_box import Box, bin_edges, check_minimum, check_raw, in_box
 
 _MAX_RAW_SLOPE = 1e4
 
@@ -41,15 +40,16 @@ def rational_quadratic_spline(
   t = (x - x_k) / w, q = t (1 - t):
   y = y_k + h (delta t^2 + d_k q) / (delta + (d_k + d_k+1 - 2 delta) q)
 
-  The number of derivatives says what happens outside. K + 1: the spline lives on [left, right].
-  K - 1: these are the inner slopes, those at both ends are exactly 1, and the map is the identity
-  outside of the box (linear tails).
+  The number of derivatives says what happens at the ends. K + 1: the spline lives on [left, right].
+  K: so it does, and both ends have the same slope (circular, for angles). K - 1: these are the
+  inner slopes, those at both ends are exactly 1, and lines of slope 1 go on from the corners of the
+  box (linear tails): the identity, if bottom and top are left and right.
 
   Args:
     x: any shape.
     raw_widths: (*x.shape, K).
     raw_heights: (*x.shape, K).
-    raw_derivatives: (*x.shape, K + 1) or (*x.shape, K - 1).
+    raw_derivatives: (*x.shape, K + 1), (*x.shape, K) or (*x.shape, K - 1).
     left: where the first bin starts.
     right: where the last bin ends.
     bottom: the value at `left`.
@@ -64,8 +64,8 @@ def rational_quadratic_spline(
     a bounded box both are NaN under tracing.
 
   Raises:
-    ValueError: if shapes disagree, a minimum does not fit K bins, the box is empty, linear tails
-      are asked for and the box is no square on the diagonal, or x leaves a bounded box.
+    ValueError: if shapes disagree, a minimum does not fit K bins, the box is empty, or x leaves a
+      bounded box.
 
   Reference:
     Durkan, Bekasov, Murray, Papamakarios, "Neural spline flows", 2019, arXiv 1906.04032.
@@ -80,7 +80,8 @@ def rational_quadratic_spline(
   """
   raws = raw_widths, raw_heights, raw_derivatives
   minima = min_width, min_height, min_derivative
-  return _run(spline_forward, "x", x, raws, (left, right, bottom, top), minima, identity_init)
+  box = Box(left, right, bottom, top)
+  return _run(spline_forward, "x", x, raws, box, minima, identity_init)
 
 
 def rational_quadratic_spline_inverse(
@@ -107,7 +108,7 @@ def rational_quadratic_spline_inverse(
     y: any shape.
     raw_widths: (*y.shape, K).
     raw_heights: (*y.shape, K).
-    raw_derivatives: (*y.shape, K + 1) or (*y.shape, K - 1).
+    raw_derivatives: (*y.shape, K + 1), (*y.shape, K) or (*y.shape, K - 1).
     left: where the first bin starts.
     right: where the last bin ends.
     bottom: the value at `left`.
@@ -136,66 +137,44 @@ def rational_quadratic_spline_inverse(
   """
   raws = raw_widths, raw_heights, raw_derivatives
   minima = min_width, min_height, min_derivative
-  return _run(spline_inverse, "y", y, raws, (left, right, bottom, top), minima, identity_init)
+  box = Box(left, right, bottom, top)
+  return _run(spline_inverse, "y", y, raws, box, minima, identity_init)
 
 
 def _run(spline, name, value, raws, box, minima, identity_init):
   num_bins = _check(name, value, raws, box, minima)
-  tails = raws[2].shape[-1] == num_bins - 1
-  left, right, bottom, top = box
-  low, high = (left, right) if name == "x" else (bottom, top)
   dtype = jnp.promote_types(value.dtype, jnp.float32)
-  wide = value.astype(dtype)
   raw_widths, raw_heights, raw_derivatives = (raw.astype(dtype) for raw in raws)
   beta = math.log(2) / (1 - minima[2]) if identity_init else 1.0
   raw_slopes = jnp.minimum(raw_derivatives, _MAX_RAW_SLOPE)
   slopes = minima[2] + jax.nn.softplus(beta * raw_slopes) / beta
-  if tails:
+  extra = slopes.shape[-1] - num_bins
+  if extra == -1:
     one = jnp.ones((*value.shape, 1), dtype)
     slopes = jnp.concatenate([one, slopes, one], axis=-1)
+  elif extra == 0:
+    slopes = jnp.concatenate([slopes, slopes[..., :1]], axis=-1)
   knots = Knots(
-    _edges(raw_widths, left, right, minima[0]), _edges(raw_heights, bottom, top, minima[1]), slopes
+    bin_edges(raw_widths, box.left, box.right, minima[0]),
+    bin_edges(raw_heights, box.bottom, box.top, minima[1]),
+    slopes,
   )
-  inside = (wide >= low) & (wide <= high)
-  out, log_abs_det = spline(wide, knots, inside)
-  if not tails:
-    if is_concrete(value) and np.any((np.asarray(wide) < low) | (np.asarray(wide) > high)):
-      raise ValueError(f"{name} must lie in [{low}, {high}] unless there are K - 1 derivatives")
-    out, log_abs_det = (jnp.where(inside, v, jnp.nan) for v in (out, log_abs_det))
-  else:
-    log_abs_det = jnp.where(jnp.isnan(wide), wide, log_abs_det)
-  return out.astype(value.dtype), log_abs_det
-
-
-def _edges(raw, low, high, minimum):
-  """Return the K + 1 knots of one axis; the first and the last are the box, exactly."""
-  num_bins = raw.shape[-1]
-  shares = minimum + (1 - minimum * num_bins) * jax.nn.softmax(raw, axis=-1)
-  inner = low + (high - low) * jnp.cumsum(shares, axis=-1)[..., :-1]
-  end = lambda v: jnp.full((*raw.shape[:-1], 1), v, raw.dtype)
-  return jnp.concatenate([end(low), inner, end(high)], axis=-1)
+  return in_box(name, value, lambda v: spline(v, knots), box, tails=extra == -1)
 
 
 def _check(name, value, raws, box, minima) -> int:
-  left, right, bottom, top = box
+  num_bins = check_raw("raw_widths", raws[0], value)
   widths, heights, derivatives = (raw.shape for raw in raws)
-  if len(widths) != value.ndim + 1 or widths[:-1] != value.shape or widths[-1] < 1:
-    raise ValueError(f"raw_widths must have shape (*{value.shape}, K >= 1), got {widths}")
-  num_bins = widths[-1]
   if heights != widths:
     raise ValueError(f"raw_heights must have the shape of raw_widths {widths}, got {heights}")
-  if derivatives not in [(*value.shape, num_bins + 1), (*value.shape, num_bins - 1)]:
+  if derivatives[:-1] != value.shape or abs(derivatives[-1] - num_bins) > 1:
     raise ValueError(
-      f"raw_derivatives must have {num_bins + 1} entries (bounded) or {num_bins - 1} (linear "
-      f"tails) for each of {value.shape}, got shape {derivatives}"
+      f"raw_derivatives must have {num_bins + 1} entries (bounded), {num_bins} (circular) or "
+      f"{num_bins - 1} (linear tails) for each of {value.shape}, got shape {derivatives}"
     )
-  if not (left < right and bottom < top):
-    raise ValueError(f"left and bottom must be below right and top, got the box {box}")
-  if derivatives[-1] == num_bins - 1 and (left != bottom or right != top):
-    raise ValueError(f"bottom, top must equal left, right under linear tails, got the box {box}")
-  for label, minimum in (("min_width", minima[0]), ("min_height", minima[1])):
-    if not 0 <= minimum * num_bins <= 1:
-      raise ValueError(f"{label} must be in [0, 1 / K] with K = {num_bins}, got {minimum}")
+  box.check()
+  check_minimum("min_width", minima[0], num_bins)
+  check_minimum("min_height", minima[1], num_bins)
   if not 0 <= minima[2] < 1:
     raise ValueError(f"min_derivative must be in [0, 1), got {minima[2]}")
   return num_bins

@@ -10,20 +10,23 @@ from jaxtyping import Array, Float
 
 from normjax.blocks import Repeat
 from normjax.flows._checks import check_cond, check_sizes
+from normjax.flows._dropout import make_dropout
 
 
 class GatedBlock(nnx.Module):
-  """h + W1 relu(W0 relu(h)) * sigmoid(V cond); the gate is left out without a condition."""
+  """h + W1 drop(relu(W0 relu(h))) * sigmoid(V cond); no gate without a condition."""
 
-  def __init__(self, width, cond_dim, param_dtype, rngs):
+  def __init__(self, width, cond_dim, dropout_rate, param_dtype, rngs):
     options = {"param_dtype": param_dtype, "rngs": rngs}
     self.linear0 = nnx.Linear(width, width, **options)
     self.linear1 = nnx.Linear(width, width, **options)
     self.gate = None if cond_dim is None else nnx.Linear(cond_dim, width, **options)
+    self.dropout = make_dropout(dropout_rate, rngs)
 
   def __call__(self, carry):
     h, cond = carry
-    step = self.linear1(jax.nn.relu(self.linear0(jax.nn.relu(h))))
+    step = jax.nn.relu(self.linear0(jax.nn.relu(h)))
+    step = self.linear1(step if self.dropout is None else self.dropout(step))
     if self.gate is not None:
       step = step * jax.nn.sigmoid(self.gate(cond))
     return h + step, cond
@@ -32,11 +35,13 @@ class GatedBlock(nnx.Module):
 class ResidualNetwork(nnx.Module):
   """Maps (b, n) and a condition (b, c) to (b, m); zero at first."""
 
-  def __init__(self, inputs, outputs, *, width, depth, cond_dim, param_dtype, rngs):
+  def __init__(
+    self, inputs, outputs, *, width, depth, cond_dim, param_dtype, rngs, dropout_rate=0.0
+  ):
     options = {"param_dtype": param_dtype, "rngs": rngs}
     self.cond_dim = cond_dim
     self.first = nnx.Linear(inputs + (cond_dim or 0), width, **options)
-    make = lambda rngs: GatedBlock(width, cond_dim, param_dtype, rngs)
+    make = lambda rngs: GatedBlock(width, cond_dim, dropout_rate, param_dtype, rngs)
     self.blocks = Repeat(make, depth, rngs=rngs)
     self.last = nnx.Linear(width, outputs, kernel_init=nnx.initializers.zeros, **options)
 
@@ -71,23 +76,25 @@ class MaskedLinear(nnx.Module):
 
 
 class MaskedBlock(nnx.Module):
-  """h + L1 relu(L0 relu(h) + V cond), or relu(L0 h), with masked linear layers."""
+  """h + L1 drop(relu(L0 relu(h) + V cond)), or drop(relu(L0 h)), with masked linear layers."""
 
-  def __init__(self, degrees, residual, cond_dim, param_dtype, rngs):
+  def __init__(self, degrees, residual, cond_dim, dropout_rate, param_dtype, rngs):
     options = {"strict": False, "param_dtype": param_dtype, "rngs": rngs}
     self.linear0 = MaskedLinear(degrees, degrees, **options)
     self.linear1 = MaskedLinear(degrees, degrees, **options) if residual else None
     linear = lambda: nnx.Linear(cond_dim, len(degrees), param_dtype=param_dtype, rngs=rngs)
     self.context = linear() if residual and cond_dim is not None else None
+    self.dropout = make_dropout(dropout_rate, rngs)
 
   def __call__(self, carry):
     h, cond = carry
+    drop = (lambda v: v) if self.dropout is None else self.dropout
     if self.linear1 is None:
-      return jax.nn.relu(self.linear0(h)), cond
+      return drop(jax.nn.relu(self.linear0(h))), cond
     step = self.linear0(jax.nn.relu(h))
     if self.context is not None:
       step = step + self.context(cond)
-    return h + self.linear1(jax.nn.relu(step)), cond
+    return h + self.linear1(drop(jax.nn.relu(step))), cond
 
 
 class MADE(nnx.Module):
@@ -106,11 +113,12 @@ class MADE(nnx.Module):
     depth: number of blocks, scanned.
     residual: blocks h + L1(relu(L0(relu(h)))) instead of relu(L0(h)).
     cond_dim: C, or None.
+    dropout_rate: chance of a block's units to be dropped, unless `deterministic`.
     param_dtype: dtype of the parameters.
-    rngs: source of the parameters' keys.
+    rngs: source of the parameters' keys, and of the stream `dropout`.
 
   Raises:
-    ValueError: if a size is below 1, or x or cond has another shape.
+    ValueError: if a size is below 1, `dropout_rate` not in [0, 1), or x or cond has another shape.
 
   Reference:
     Germain, Gregor, Murray, Larochelle, "MADE: masked autoencoder for distribution estimation",
@@ -131,6 +139,7 @@ class MADE(nnx.Module):
     depth: int = 2,
     residual: bool = True,
     cond_dim: int | None = None,
+    dropout_rate: float = 0.0,
     param_dtype=jnp.float32,
     rngs: nnx.Rngs,
   ):
@@ -142,7 +151,9 @@ class MADE(nnx.Module):
     self.first = MaskedLinear(inputs, hidden, strict=False, **options)
     self.context = None if cond_dim is None else nnx.Linear(cond_dim, width, **options)
     self.blocks = Repeat(
-      lambda rngs: MaskedBlock(hidden, residual, cond_dim, param_dtype, rngs), depth, rngs=rngs
+      lambda rngs: MaskedBlock(hidden, residual, cond_dim, dropout_rate, param_dtype, rngs),
+      depth,
+      rngs=rngs,
     )
     self.last = MaskedLinear(
       hidden,

@@ -16,6 +16,7 @@ def rqs_coupling_flow(
   num_bins: int = 8,
   tail_bound: float = 3.0,
   cond_dim: int | None = None,
+  dropout_rate: float = 0.0,
   memory: str = "store",
   rngs: nnx.Rngs,
 ) -> flows.Flow:
@@ -34,6 +35,7 @@ def rqs_coupling_flow(
     num_bins: bins of a spline.
     tail_bound: the splines live on [-tail_bound, tail_bound].
     cond_dim: features of the condition, or None.
+    dropout_rate: as for `flows.ElementwiseCoupling`.
     memory: as for `flows.Scan`.
     rngs: source of the parameters' keys and of the orders.
 
@@ -53,7 +55,7 @@ def rqs_coupling_flow(
   """
   make = lambda rngs, order: flows.RQSCoupling(
     order, num_conditioning=dim // 2, num_bins=num_bins, tail_bound=tail_bound, identity_init=True,
-    width=width, depth=depth, cond_dim=cond_dim, rngs=rngs,
+    width=width, depth=depth, cond_dim=cond_dim, dropout_rate=dropout_rate, rngs=rngs,
   )  # fmt: skip
   if num_layers < 1:
     raise ValueError(f"num_layers must be at least 1, got {num_layers}")
@@ -69,6 +71,7 @@ def maf(
   width: int = 128,
   depth: int = 2,
   cond_dim: int | None = None,
+  dropout_rate: float = 0.0,
   rngs: nnx.Rngs,
 ) -> flows.Flow:
   """Build a masked autoregressive flow over vectors.
@@ -84,6 +87,7 @@ def maf(
     width: units of the networks' hidden layers.
     depth: residual blocks of a network.
     cond_dim: features of the condition, or None.
+    dropout_rate: as for `flows.MaskedAutoregressive`.
     rngs: source of the parameters' keys and of the orders.
 
   Returns:
@@ -102,8 +106,9 @@ def maf(
     (2,)
   """
   make = lambda rngs, order: flows.MaskedAutoregressive(
-    dim, order=order, width=width, depth=depth, cond_dim=cond_dim, rngs=rngs
-  )
+    dim, order=order, width=width, depth=depth, cond_dim=cond_dim, dropout_rate=dropout_rate,
+    rngs=rngs,
+  )  # fmt: skip
   if num_layers < 1:
     raise ValueError(f"num_layers must be at least 1, got {num_layers}")
   orders = _orders(rngs, dim, num_layers, None)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy
 from flax import nnx
 
 from normjax import flows
@@ -16,6 +17,9 @@ LAYERS = {
   "qr": flows.QRLinear,
   "svd": flows.SVDLinear,
   "householder": flows.HouseholderLinear,
+  "low_rank": functools.partial(flows.LowRankLinear, rank=2),
+  "cayley": flows.RotationLinear,
+  "rotation": functools.partial(flows.RotationLinear, method="exp"),
   "softplus_lu": flows.SoftplusLULinear,
   "upper": flows.TriangularLinear,
   "lower": functools.partial(flows.TriangularLinear, lower=True),
@@ -55,6 +59,38 @@ def test_multiplies_by_its_kernel_at_every_position(name):
   bias = 0 if layer.bias is None else layer.bias[...].reshape(1, 1, 1, 3)
   np.testing.assert_allclose(z, x @ layer.kernel() + bias, atol=1e-5)
   np.testing.assert_allclose(log_det, 4 * np.linalg.slogdet(layer.kernel())[1], atol=1e-5)
+
+
+def test_low_rank_is_a_diagonal_and_few_products():
+  layer = _moved(LAYERS["low_rank"](4, rngs=nnx.Rngs(0)))
+  product = np.asarray(layer.kernel()) - np.diag(layer.s[...])
+  assert np.linalg.matrix_rank(product, tol=1e-5) == 2
+  np.testing.assert_allclose(LAYERS["low_rank"](4, rngs=nnx.Rngs(0)).kernel(), np.eye(4), atol=1e-6)
+  with pytest.raises(ValueError, match="rank must be 1 to features = 2, got 3"):
+    flows.LowRankLinear(2, rank=3, rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize("name", ["cayley", "rotation"])
+def test_rotations_are_orthogonal_and_keep_orientation(name):
+  layer = _moved(LAYERS[name](3, rngs=nnx.Rngs(0)))
+  q = np.asarray(layer.kernel(), np.float64)
+  np.testing.assert_allclose(q @ q.T, np.eye(3), atol=1e-6)
+  np.testing.assert_allclose(np.linalg.det(q), 1, atol=1e-6)
+  skew = np.asarray(layer.weight[...] - layer.weight[...].T, np.float64)
+  inverse = np.linalg.inv(np.eye(3) + skew)
+  expected = {"cayley": inverse @ (np.eye(3) - skew), "rotation": scipy.linalg.expm(skew)}[name]
+  np.testing.assert_allclose(q, expected, atol=1e-6)
+  with pytest.raises(ValueError, match=r"method must be one of \['cayley', 'exp'\], got 'qr'"):
+    flows.RotationLinear(2, method="qr", rngs=nnx.Rngs(0))
+
+
+def test_discrete_cosine_is_scipys():
+  x = np.random.default_rng(0).standard_normal((2, 5, 3))
+  for axis in (1, -1):
+    z, _ = flows.DiscreteCosine(axis=axis).forward(jnp.asarray(x, jnp.float32))
+    np.testing.assert_allclose(z, scipy.fft.dct(x, norm="ortho", axis=axis), atol=1e-5)
+  with pytest.raises(ValueError, match="axis must not be 0"):
+    flows.DiscreteCosine(axis=0)
 
 
 def test_triangles_stay_triangles():

@@ -4,14 +4,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy import special
+from scipy import special, stats
 
 from normjax import flows
 
 LAYERS = {
+  "cauchy_cdf": flows.CauchyCDF(),
+  "exp": flows.Exp(),
+  "gumbel_cdf": flows.GumbelCDF(),
   "leaky_relu": flows.LeakyReLU(0.01),
   "leaky_tanh": flows.LeakyTanh(3.0),
+  "monotone": flows.Monotone(lambda x: x + jnp.tanh(x)),
+  "normal_cdf": flows.NormalCDF(),
   "sigmoid": flows.Sigmoid(),
+  "signed_power": flows.SignedPower(1.5),
+  "signed_root": flows.SignedPower(0.5),
+  "softclip": flows.Softclip(3.0),
   "softplus": flows.Softplus(),
   "tanh": flows.Tanh(),
 }
@@ -46,8 +54,18 @@ def test_no_finite_number_gives_nan(name):
 
 
 SCIPY = {
+  "cauchy_cdf": (
+    lambda x: np.arctan2(1, -x) / np.pi,
+    lambda x: 1 / (np.pi * (1 + x**2)),
+  ),
   "leaky_relu": (lambda x: np.where(x < 0, 0.01 * x, x), lambda x: np.where(x < 0, 0.01, 1)),
+  "monotone": (lambda x: x + np.tanh(x), lambda x: 1 + 1 / np.cosh(x) ** 2),
   "sigmoid": (special.expit, lambda x: special.expit(x) * special.expit(-x)),
+  "signed_power": (
+    lambda x: np.sign(x) * np.abs(x) ** 1.5,
+    lambda x: 1.5 * np.abs(x) ** 0.5,
+  ),
+  "softclip": (lambda x: x / (1 + np.abs(x) / 3), lambda x: (1 + np.abs(x) / 3) ** -2),
   "softplus": (lambda x: np.logaddexp(x, 0), special.expit),
   "tanh": (np.tanh, lambda x: 1 / np.cosh(x) ** 2),
 }
@@ -76,6 +94,20 @@ def test_leaky_tanh_continues_tanh_by_its_tangent():
   np.testing.assert_allclose(layer.inverse(z)[0], x, rtol=1e-5)
 
 
+CDFS = {"cauchy_cdf": stats.cauchy, "gumbel_cdf": stats.gumbel_r, "normal_cdf": stats.norm}
+
+
+@pytest.mark.parametrize("name", CDFS)
+def test_distribution_functions_are_scipys(name):
+  x = np.array([-3.0, -0.5, 0.0, 1.0, 2.5])[:, None]
+  with jax.enable_x64(True):
+    z, log_det = LAYERS[name].forward(jnp.asarray(x))
+    back, _ = LAYERS[name].inverse(z)
+  np.testing.assert_allclose(z, CDFS[name].cdf(x), rtol=1e-12)
+  np.testing.assert_allclose(log_det, CDFS[name].logpdf(x)[:, 0], rtol=1e-12)
+  np.testing.assert_allclose(back, x, atol=1e-9)
+
+
 def test_softplus_inverts_tiny_numbers():
   z = jnp.array([[1e-30], [1e-7], [30.0]], jnp.float32)
   x, _ = flows.Softplus().inverse(z)
@@ -94,6 +126,22 @@ def test_sigmoid_is_the_inverted_logit():
 def test_bad_slope_is_refused(slope):
   with pytest.raises(ValueError, match="negative_slope must be positive and finite, got"):
     flows.LeakyReLU(slope)
+
+
+def test_bad_exponents_bounds_and_ends_are_refused():
+  with pytest.raises(ValueError, match="exponent must be positive and finite, got 0"):
+    flows.SignedPower(0)
+  with pytest.raises(ValueError, match="bound must be positive and finite, got inf"):
+    flows.Softclip(float("inf"))
+  with pytest.raises(ValueError, match="lower must be below upper, got 1.0 and 1.0"):
+    flows.Monotone(jnp.sin, lower=1.0, upper=1.0)
+
+
+def test_monotone_keeps_to_its_ends():
+  sine = flows.Monotone(jnp.sin, lower=-np.pi / 2, upper=np.pi / 2)
+  x, log_det = sine.inverse(jnp.array([[0.5], [-0.9], [2.0]]))
+  np.testing.assert_allclose(x[:, 0], [np.pi / 6, np.arcsin(-0.9), np.pi / 2], rtol=1e-6)
+  np.testing.assert_allclose(log_det[0], -np.log(np.cos(np.pi / 6)), rtol=1e-5)
 
 
 @pytest.mark.parametrize("max_val", [0.0, 9.0, float("nan")])

@@ -1,0 +1,55 @@
+"""Trained parameters of a layer that a network of the condition moves, example by example."""
+
+import math
+from collections.abc import Mapping
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from normjax.flows._checks import check_cond, check_sizes
+from normjax.flows._residual_network import ResidualNetwork
+from normjax.flows._widened import widened
+
+
+class ConditionalParameters(nnx.Module):
+  """Holds a Param for each shape in `shapes`, zero at first; adds net(cond), zero at first too.
+
+  Without a condition a parameter has its own shape, with one a batch in front.
+  """
+
+  def __init__(
+    self,
+    shapes: Mapping[str, tuple[int, ...]],
+    *,
+    cond_dim: int | None,
+    width: int,
+    depth: int,
+    param_dtype,
+    rngs: nnx.Rngs | None,
+  ):
+    check_sizes(features=min(min(s) for s in shapes.values() if s), width=width, depth=depth)
+    self.shapes, self.cond_dim = tuple(shapes.items()), cond_dim
+    self.values = nnx.Dict({n: nnx.Param(jnp.zeros(s, param_dtype)) for n, s in shapes.items()})
+    options = {"width": width, "depth": depth, "param_dtype": param_dtype}
+    self.network = None if cond_dim is None else self._network(cond_dim, rngs, options)
+
+  def _network(self, cond_dim, rngs, options):
+    check_sizes(cond_dim=cond_dim)
+    if rngs is None:
+      raise ValueError("rngs must be given where there is a cond_dim, got None")
+    size = sum(math.prod(shape) for _, shape in self.shapes)
+    return ResidualNetwork(cond_dim, size, cond_dim=None, rngs=rngs, **options)
+
+  def __call__(self, x: Float[Array, "b *event"], cond) -> dict[str, Array]:
+    """Return the parameters by name, (b, *shape) if there is a condition, else (*shape)."""
+    check_cond(cond, x.shape[0], self.cond_dim)
+    values = {name: self.values[name][...] for name, _ in self.shapes}
+    if self.network is None:
+      return values
+    moves, start = self.network(cond.astype(widened(x).dtype), None), 0
+    for name, shape in self.shapes:
+      size = math.prod(shape)
+      move = moves[:, start : start + size].reshape(-1, *shape)
+      values[name], start = values[name][None] + move, start + size
+    return values

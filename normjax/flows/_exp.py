@@ -1,0 +1,34 @@
+"""The exponential function as a flow layer: the real line to the positive numbers."""
+
+import math
+
+import jax.numpy as jnp
+
+from normjax.flows._pointwise import Pointwise
+
+
+class Exp(Pointwise):
+  """Applies the exponential function; `Inverted(Exp())` takes logarithms of positive data.
+
+  z = exp(x),  x and z (B, ...);  log_det (B,) = sum_i x_i
+
+  Images beyond the largest number are about that number, and `inverse` takes a latent that is not
+  positive for the smallest positive one.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from normjax import flows
+    >>> flows.Inverted(flows.Exp()).forward(jnp.array([[1.0, jnp.e]]))[0]
+    Array([[0., 1.]], dtype=float32)
+  """
+
+  def up(self, x):
+    """Return exp(x) and x."""
+    # No `minimum` of the result: where that is infinite, the gradient would be NaN.
+    largest = math.log(float(jnp.finfo(x.dtype).max)) * (1 - 1e-6)
+    return jnp.exp(jnp.minimum(x, largest)), x
+
+  def down(self, z):
+    """Return log(z), twice."""
+    x = jnp.log(jnp.maximum(z, jnp.finfo(z.dtype).tiny))
+    return x, x

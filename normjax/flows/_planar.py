@@ -1,0 +1,168 @@
+"""Planar flows (arXiv 1505.05770): a bend across one hyperplane.
+
+What differs from the paper: the constraint of u (see `_above_minus_one.py`), and that there is an
+inverse: the only unknown is one number per example, the root of an increasing function.
+"""
+
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from normjax.flows._above_minus_one import slope_to_origin
+from normjax.flows._bijector import Bijector
+from normjax.flows._checks import check_batch
+from normjax.flows._conditional_parameters import ConditionalParameters
+from normjax.flows._invert_monotone import invert_monotone
+from normjax.flows._safe_length import direction_and_length
+from normjax.flows._widened import widened
+
+
+def planar(
+  x: Float[Array, "b d"],
+  w: Float[Array, "*b d"],
+  u: Float[Array, "*b d"],
+  bias: Float[Array, "*b"],
+) -> tuple[Float[Array, "b d"], Float[Array, "b"]]:
+  """Bend the space across a hyperplane.
+
+  z = x + v tanh(w.x + bias),  v = u + (m(w.u) - w.u) w / |w|^2,  m(a) > -1,  x and z (b, d)
+  log_det (b,) = log(1 + m(w.u) (1 - tanh(w.x + bias)^2))
+
+  Since w.v = m(w.u) is above -1, the map is invertible whatever the parameters.
+
+  Args:
+    x: (b, d).
+    w: the normal of the hyperplane, (d,) or one for each example (b, d).
+    u: where it moves, likewise.
+    bias: () or (b,).
+
+  Returns:
+    `(z, log_det)`; log_det is float32 or wider.
+
+  Raises:
+    ValueError: if shapes disagree.
+
+  Reference:
+    Rezende, Mohamed, "Variational inference with normalizing flows", 2015, arXiv 1505.05770.
+
+  Example:
+    >>> z, log_det = planar(jnp.ones((1, 2)), jnp.array([1.0, 0.0]), jnp.zeros(2), jnp.zeros(()))
+    >>> z, log_det  # u = 0 is the identity
+    (Array([[1., 1.]], dtype=float32), Array([0.], dtype=float32))
+  """
+  wide, w, bias, v, m = _parameters("x", x, w, u, bias)
+  bend = jnp.tanh(jnp.sum(w * wide, axis=1) + bias)
+  return (wide + v * bend[:, None]).astype(x.dtype), jnp.log1p(m * (1 - bend**2))
+
+
+def planar_inverse(
+  z: Float[Array, "b d"],
+  w: Float[Array, "*b d"],
+  u: Float[Array, "*b d"],
+  bias: Float[Array, "*b"],
+) -> tuple[Float[Array, "b d"], Float[Array, "b"]]:
+  """Undo `planar`: solve for the one number that the bend is a function of.
+
+  a + m(w.u) tanh(a + bias) = w.z,  x = z - v tanh(a + bias)
+
+  Args:
+    z: (b, d).
+    w: as for `planar`.
+    u: as for `planar`.
+    bias: as for `planar`.
+
+  Returns:
+    `(x, log_det)`, with log_det = log|det dx/dz| (b,).
+
+  Raises:
+    ValueError: if shapes disagree.
+
+  Reference:
+    Rezende, Mohamed, "Variational inference with normalizing flows", 2015, arXiv 1505.05770.
+
+  Example:
+    >>> parameters = jnp.array([1.0, -2.0]), jnp.array([0.5, 3.0]), jnp.ones(())
+    >>> z, _ = planar(jnp.array([[0.25, 0.75]]), *parameters)
+    >>> planar_inverse(z, *parameters)[0].round(4)
+    Array([[0.25, 0.75]], dtype=float32)
+  """
+  wide, w, bias, v, m = _parameters("z", z, w, u, bias)
+  a = invert_monotone(lambda a: a + m * jnp.tanh(a + bias), jnp.sum(w * wide, axis=1))
+  bend = jnp.tanh(a + bias)
+  return (wide - v * bend[:, None]).astype(z.dtype), -jnp.log1p(m * (1 - bend**2))
+
+
+class PlanarFlow(Bijector):
+  """Applies `planar` with trained parameters, moved by a network of the condition if there is one.
+
+  z = x + v tanh(w.x + bias),  x and z (B, D);  log_det (B,) as in `planar`
+
+  A new layer is the identity: u starts at zero, w at random.
+
+  Args:
+    features: D.
+    cond_dim: features of the condition (B, C), or None.
+    width: units of its network.
+    depth: residual blocks of its network.
+    param_dtype: dtype of the parameters.
+    rngs: the stream `params`.
+
+  Raises:
+    ValueError: if a size is below 1.
+
+  Reference:
+    Rezende, Mohamed, "Variational inference with normalizing flows", 2015, arXiv 1505.05770.
+
+  Example:
+    >>> layer = PlanarFlow(3, rngs=nnx.Rngs(0))
+    >>> layer.forward(jnp.ones((2, 3)))[1]
+    Array([0., 0.], dtype=float32)
+  """
+
+  def __init__(
+    self,
+    features: int,
+    *,
+    cond_dim: int | None = None,
+    width: int = 64,
+    depth: int = 1,
+    param_dtype: DTypeLike = jnp.float32,
+    rngs: nnx.Rngs,
+  ):
+    self.features = features
+    starts = {"w": (features,), "u": (features,), "bias": ()}
+    self.parameters = ConditionalParameters(
+      starts, cond_dim=cond_dim, width=width, depth=depth, param_dtype=param_dtype, rngs=rngs
+    )
+    w = nnx.initializers.normal(features**-0.5)(rngs.params(), (features,), param_dtype)
+    self.parameters.values["w"][...] = w
+
+  def forward(self, x, cond=None):
+    """Return `(z, log_det)`."""
+    check_batch("x", x, (self.features,))
+    return planar(x, **self.parameters(x, cond))
+
+  def inverse(self, z, cond=None):
+    """Return `(x, log_det)`, by one root per example."""
+    check_batch("z", z, (self.features,))
+    return planar_inverse(z, **self.parameters(z, cond))
+
+
+def _parameters(name, x, w, u, bias):
+  """Return the widened input, `w`, `bias`, the direction v and m(w.u)."""
+  check_batch(name, x, x.shape[1:2])
+  for label, value in (("w", w), ("u", u)):
+    if value.shape not in (x.shape, x.shape[1:]):
+      raise ValueError(f"{label} must have shape {x.shape[1:]} or {x.shape}, got {value.shape}")
+  if bias.shape not in (x.shape[:1], ()):
+    raise ValueError(f"bias must have shape () or {x.shape[:1]}, got {bias.shape}")
+  wide = widened(x)
+  w, u = (jnp.broadcast_to(p.astype(wide.dtype), x.shape) for p in (w, u))
+  bias = jnp.broadcast_to(bias.astype(wide.dtype), x.shape[:1])
+  normal, length = direction_and_length(w)
+  along = jnp.sum(normal * u, axis=1)
+  # v.normal = m(w.u) / |w| = (u.normal) m(w.u) / (w.u), which has a limit as w goes to zero.
+  ratio = slope_to_origin(length * along)
+  v = u + normal * (along * (ratio - 1))[:, None]
+  return wide, w, bias, v, length * along * ratio
