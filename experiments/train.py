@@ -96,6 +96,13 @@ def train(config, workdir: str, mesh_string: str = "", distributed: bool = False
     )
     if checkpointer.latest_step is None:
       state, start = jax.jit(init, out_shardings=shardings)(), 0
+      if steps.start is not None:
+        # Once, and from the same examples on every device: a run that resumes never comes here.
+        from_data = jax.jit(
+          steps.start, donate_argnums=0, in_shardings=(shardings, replicated),
+          out_shardings=shardings,
+        )  # fmt: skip
+        state = from_data(state, tasks.spread(task.dataset.train, config.batch_size))
     else:
       wanted = sharding.with_shardings(abstract, shardings)
       state, start = checkpointer.restore(wanted, batches)

@@ -36,6 +36,16 @@ def common_config() -> ConfigDict:
 
 
 _FLOWS = {
+  "glow": {
+    "num_levels": 2,
+    "num_steps": 8,
+    "width": 64,
+    "convolution": "1x1",
+    "coupling": "affine",
+    "use_act_norm": True,
+    "edge_bias": False,
+    "memory": "store",
+  },
   "jet": {
     "depth": 32,
     "block_depth": 2,
@@ -64,7 +74,7 @@ def density_config(flow: str = "jet") -> ConfigDict:
   """Return the defaults of a density; an experiment file overrides what is its own.
 
   Args:
-    flow: "jet" or "tarflow", which decides the keys of `config.model`.
+    flow: "glow", "jet" or "tarflow", which decides the keys of `config.model`.
   """
   config = common_config()
   config.task = "density"
@@ -72,7 +82,7 @@ def density_config(flow: str = "jet") -> ConfigDict:
   config.levels = 127.5
   config.low = -1.0
 
-  # The flow and its arguments in normjax.flows besides the shape.
+  # The flow and its arguments, in normjax.flows or normjax.models, besides the shape.
   config.flow = flow
   config.model = ConfigDict(_FLOWS[flow])
   config.class_conditional = False

@@ -8,7 +8,11 @@ A task is a class with `dataset`, `model` (a JSON spec), `metric` (a name), and 
   evaluate(model, ...) -> dict of numbers, table(result) -> Markdown
   pictures(model, workdir, ...) -> files, curves(workdir) -> file
 
-whose further arguments have defaults.
+whose further arguments have defaults. A task whose model has layers that start from data also has
+
+  start(model, batch, key) -> model, started from training examples
+
+and None by that name if the config chose another model.
 """
 
 import inspect

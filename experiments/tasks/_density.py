@@ -13,7 +13,11 @@ from experiments.tasks._density_pictures import density_pictures
 from experiments.tasks._scoring import markdown, score_all, spread
 from normjax import flows
 
-_FLOWS = {"jet": "Jet", "tarflow": "TarFlow"}
+_FLOWS = {
+  "glow": "normjax.models.Glow",
+  "jet": "normjax.flows.Jet",
+  "tarflow": "normjax.flows.TarFlow",
+}
 
 
 class Density:
@@ -37,17 +41,15 @@ class Density:
     data.check_name("config.flow", config.flow, _FLOWS)
     if not config.noise >= 0:
       raise ValueError(f"config.noise must be at least 0, got {config.noise}")
-    bijector = {"shape": shape, **config.model.to_dict(), "num_classes": self.num_classes}
-    self.model = {
-      "class": "normjax.flows.Flow",
-      "kwargs": {
-        "bijector": {
-          "class": f"normjax.flows.{_FLOWS[config.flow]}",
-          "kwargs": bijector,
-        },
-        "base": {"class": "normjax.flows.StandardNormal", "kwargs": {"shape": shape}},
-      },
-    }
+    options = {"shape": shape, **config.model.to_dict(), "num_classes": self.num_classes}
+    self.model = {"class": _FLOWS[config.flow], "kwargs": options}
+    self.start = None
+    if config.flow == "glow":  # A flow already: its latents are vectors, its ActNorms want data.
+      self.start = self._start
+    else:
+      base = {"class": "normjax.flows.StandardNormal", "kwargs": {"shape": shape}}
+      kwargs = {"bijector": self.model, "base": base}
+      self.model = {"class": "normjax.flows.Flow", "kwargs": kwargs}
 
   def dequantize(self, image, key):
     """Return continuous pixels of uint8 images (b, h, w, c)."""
@@ -61,10 +63,18 @@ class Density:
     )
     return middle + self.config.noise * jax.random.normal(key, image.shape)
 
+  def pixels(self, image, key):
+    """Return what the flow is trained on: dequantized images, or noisy ones."""
+    return (self.augment if self.config.noise else self.dequantize)(image, key)
+
+  def _start(self, flow, batch, key):
+    """Return the flow with its ActNorms started from a batch; they depend on no label."""
+    return flows.init_from_data(flow, self.pixels(batch["image"], key))
+
   def loss(self, flow, batch, key):
     """Return the mean bits per dimension of a batch and the metrics to log."""
     noise_key, label_key = jax.random.split(key)
-    x = (self.augment if self.config.noise else self.dequantize)(batch["image"], noise_key)
+    x = self.pixels(batch["image"], noise_key)
     label = batch["label"] if self.num_classes else None
     if self.num_classes:
       # The null label learns the unconditional density (classifier-free guidance; Ho and Salimans,

@@ -62,6 +62,7 @@ from normjax.flows._periodic_conv import PeriodicConv
 from normjax.flows._permutation import Permutation
 from normjax.flows._potentials import energy_u1, energy_u2, energy_u3, energy_u4
 from normjax.flows._quad_coupling import QuadCoupling
+from normjax.flows._quad_glow_coupling import QuadGlowCoupling
 from normjax.flows._rational_quadratic_spline import (
   rational_quadratic_spline,
   rational_quadratic_spline_inverse,
@@ -182,6 +183,7 @@ __all__ = [
   "Permutation",
   "QRLinear",
   "QuadCoupling",
+  "QuadGlowCoupling",
   "RQSCoupling",
   "RQSTransform",
   "Reshape",

@@ -7,8 +7,14 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from normjax.flows._act_norm import ActNorm
+from normjax.flows._tap_conv import tap_conv
 
 LOG_SCALE_FACTOR = 3.0  # Glow's: a log-scale that learns three times as fast
+
+
+def _unpadded(x, kernel, *_, **__):
+  """Stand in for `jax.lax.conv_general_dilated` where there is no padding, stride or dilation."""
+  return tap_conv(x, kernel)
 
 
 class EdgeConv(nnx.Module):
@@ -39,6 +45,7 @@ class EdgeConv(nnx.Module):
       use_bias=use_bias,
       kernel_init=kernel_init,
       param_dtype=param_dtype,
+      conv_general_dilated=_unpadded,
       rngs=rngs,
     )
 

@@ -125,7 +125,8 @@ class MultiScale(Bijector):
         features //= 2
         priors.append(SplitPrior(features, edge_bias=edge_bias, param_dtype=param_dtype, rngs=rngs))
       latent_shapes.append((height, width, features))
-    self.num_classes, self.latent_shapes = num_classes, tuple(latent_shapes)
+    self.num_classes = self.null_label = num_classes
+    self.latent_shapes = tuple(latent_shapes)
     self.squeeze, self.levels, self.priors = Squeeze(), nnx.List(levels), nnx.List(priors)
     self.top = TopPrior(features, num_classes=num_classes, param_dtype=param_dtype)
 

@@ -64,20 +64,34 @@ class QuadCoupling(Bijector):
 
   def forward(self, x, cond=None):
     """Return `(y, log_det)` with the three networks side by side."""
+    return self._up(x, lambda net, h: net(h))
+
+  def inverse(self, z, cond=None):
+    """Return `(x, log_det)`, each quarter from those before it."""
+    return self._down(z, lambda net, h: net(h))
+
+  def data_init(self, x, cond=None):
+    """Start those networks that start from data, by their method `data_init`; return the latent."""
+    return self._up(x, _started)[0]
+
+  def data_init_inverse(self, z, cond=None):
+    """Start the networks from latents, each from the quarters of data before it; return the data."""
+    return self._down(z, _started)[0]
+
+  def _up(self, x, run):
     quarters = self._quarters("x", x)
     outputs, log_det = quarters[:1], 0.0
     for n, net in enumerate(self.nets, 1):
-      shift, log_scale = _affine(net, quarters[:n])
+      shift, log_scale = _affine(net, quarters[:n], run)
       outputs.append((quarters[n] + shift) * jnp.exp(log_scale))
       log_det = log_det + _sum(log_scale)
     return jnp.concatenate(outputs, axis=-1).astype(x.dtype), log_det
 
-  def inverse(self, z, cond=None):
-    """Return `(x, log_det)`, each quarter from those before it."""
+  def _down(self, z, run):
     quarters = self._quarters("z", z)
     outputs, log_det = quarters[:1], 0.0
     for n, net in enumerate(self.nets, 1):
-      shift, log_scale = _affine(net, outputs)
+      shift, log_scale = _affine(net, outputs, run)
       outputs.append(quarters[n] * jnp.exp(-log_scale) - shift)
       log_det = log_det - _sum(log_scale)
     return jnp.concatenate(outputs, axis=-1).astype(z.dtype), log_det
@@ -91,9 +105,14 @@ class QuadCoupling(Bijector):
     return jnp.split(widened(x), 4, axis=-1)
 
 
-def _affine(net, quarters):
+def _started(net, h):
+  """Return the outputs of a network, after its start from data if it has one."""
+  return net.data_init(h) if hasattr(net, "data_init") else net(h)
+
+
+def _affine(net, quarters, run):
   """Return `(shift, log_scale)` for the next quarter."""
-  theta, (*outer, quarter) = net(jnp.concatenate(quarters, axis=-1)), quarters[0].shape
+  theta, (*outer, quarter) = run(net, jnp.concatenate(quarters, axis=-1)), quarters[0].shape
   if theta.shape != (*outer, 2 * quarter):
     raise ValueError(
       f"make_net must build networks that return {(*outer, 2 * quarter)} here, got {theta.shape}"

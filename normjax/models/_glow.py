@@ -15,7 +15,11 @@ from jax.typing import DTypeLike
 
 from normjax import flows
 
-COUPLINGS = {"affine": flows.GlowCoupling, "additive": flows.AdditiveGlowCoupling}
+COUPLINGS = {
+  "additive": flows.AdditiveGlowCoupling,
+  "affine": flows.GlowCoupling,
+  "quad": flows.QuadGlowCoupling,
+}
 
 
 class Glow(flows.Flow):
@@ -33,7 +37,7 @@ class Glow(flows.Flow):
     num_steps: how many steps at each, which are scanned.
     width: channels inside the couplings' networks.
     convolution: a key of `flows.INVERTIBLE_CONVOLUTIONS`.
-    coupling: "affine" or "additive".
+    coupling: "affine", "additive" or "quad" (`flows.QuadGlowCoupling`).
     use_act_norm: whether the couplings' networks hold ActNorms, see `flows.GlowCoupling`.
     edge_bias: whether 3x3 convolutions are told where the padding is, see `flows.GlowCoupling`.
     num_classes: K, for class labels (b,) in 0..K as `cond`, on which the last level's prior

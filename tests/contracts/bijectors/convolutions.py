@@ -31,4 +31,9 @@ ROWS = {
     shape=(2, 1, 4),
     bad_shapes=((BATCH, 2, 1, 8), (0, 2, 1, 4), (4,)),
   ),
+  "QuadGlowCoupling": Row(
+    lambda rngs: flows.QuadGlowCoupling(4, width=3, rngs=rngs),
+    shape=(2, 2, 4),
+    bad_shapes=((BATCH, 2, 2, 8), (0, 2, 2, 4), (4,)),
+  ),
 }

@@ -1,0 +1,26 @@
+"""Glow on Fashion-MNIST, 28x28 grey images of 256 levels.
+
+Not measured at full length.
+"""
+
+from experiments.configs.common import density_config
+
+
+def get_config(mode: str = ""):
+  config = density_config("glow")
+  config.data.name = "fashion_mnist"
+  config.model.update(num_levels=2, num_steps=8, width=64)
+  config.batch_size = 32
+  config.total_steps = 1300
+  config.optimizer.lr = 1e-3
+  config.ema_decay = 0.99
+  config.update(log_every=10, eval_every=100, save_every=100)
+  config.eval.update(batch_size=200, examples=1000, draws=1)
+  if mode == "tiny":
+    config.data.update(name="generated", options={"size": 28, "num_train": 64, "num_test": 16})
+    config.model.update(num_steps=2, width=8)
+    config.update(batch_size=16, total_steps=6, log_every=1, eval_every=3, save_every=3)
+    config.eval.update(batch_size=8, examples=16)
+  elif mode:
+    raise ValueError(f"mode must be empty or 'tiny', got {mode!r}")
+  return config

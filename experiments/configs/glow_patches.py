@@ -1,0 +1,26 @@
+"""Glow on 32x32 colour patches of natural photos, split by photo.
+
+Not measured at full length.
+"""
+
+from experiments.configs.common import density_config
+
+
+def get_config(mode: str = ""):
+  config = density_config("glow")
+  config.data.name = "natural_patches"
+  config.model.update(num_levels=3, num_steps=8, width=64)
+  config.batch_size = 32
+  config.total_steps = 2000
+  config.optimizer.lr = 1e-3
+  config.ema_decay = 0.99
+  config.update(eval_every=200, save_every=200)
+  config.eval.update(batch_size=200, examples=600, draws=1)
+  if mode == "tiny":
+    config.data.options = {"photos": "bundled", "stride": 64}
+    config.model.update(num_steps=2, width=8)
+    config.update(batch_size=16, total_steps=6, log_every=1, eval_every=3, save_every=3)
+    config.eval.update(batch_size=8, examples=16)
+  elif mode:
+    raise ValueError(f"mode must be empty or 'tiny', got {mode!r}")
+  return config
