@@ -37,9 +37,9 @@ def common_config() -> ConfigDict:
 
 _FLOWS = {
   "glow": {
-    "num_levels": 2,
-    "num_steps": 8,
-    "width": 64,
+    "num_levels": 3,
+    "num_steps": 32,
+    "width": 512,
     "convolution": "1x1",
     "coupling": "affine",
     "use_act_norm": True,
@@ -131,6 +131,26 @@ def inpainting_config() -> ConfigDict:
   config.loss = ConfigDict({"hole": 1.0, "rest": 0.2})
   config.optimizer.lr = 1e-3
   config.optimizer.b2 = 0.99
+  return config.copy_and_resolve_references()
+
+
+def inverse_problems_config() -> ConfigDict:
+  """Return the defaults of conditional flows for inverse problems; a file overrides its own."""
+  config = common_config()
+  config.task = "inverse_problems"
+  # Arguments of normjax.models.ConditionalImageFlow; kind="affine" is what the splines replace.
+  config.model = ConfigDict({"kind": "spline", "bound": 0.5, "num_levels": 2, "num_steps": 3})
+  config.model.update({"width": 32, "cond_features": 16, "memory": "store"})
+  # What is measured, by its name, and the options of each.
+  config.problem = ConfigDict({"name": "super_resolution"})
+  config.problem.super_resolution = ConfigDict({"factor": 4})
+  config.problem.low_light = ConfigDict({"gamma": 3.0, "noise": 0.03})
+  config.largest = 10.0  # of |x|, pixels being on [-1, 1]: samples beyond have exploded
+  config.optimizer.lr = 1e-3
+  config.ema_decay = 0.99
+  config.eval.draws = 8  # samples of each measurement
+  config.eval.restored = 600  # held-out images of which samples are compared with
+  config.eval.conditions = 64  # measurements of each kind whose samples may explode
   return config.copy_and_resolve_references()
 
 

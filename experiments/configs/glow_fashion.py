@@ -9,12 +9,12 @@ from experiments.configs.common import density_config
 def get_config(mode: str = ""):
   config = density_config("glow")
   config.data.name = "fashion_mnist"
-  config.model.update(num_levels=2, num_steps=8, width=64)
-  config.batch_size = 32
-  config.total_steps = 1300
+  config.model.update(num_levels=2, num_steps=4, width=64)
+  config.batch_size = 16
+  config.total_steps = 1000
   config.optimizer.lr = 1e-3
   config.ema_decay = 0.99
-  config.update(log_every=10, eval_every=100, save_every=100)
+  config.update(eval_every=200, save_every=200)
   config.eval.update(batch_size=200, examples=1000, draws=1)
   if mode == "tiny":
     config.data.update(name="generated", options={"size": 28, "num_train": 64, "num_test": 16})

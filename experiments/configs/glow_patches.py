@@ -9,7 +9,7 @@ from experiments.configs.common import density_config
 def get_config(mode: str = ""):
   config = density_config("glow")
   config.data.name = "natural_patches"
-  config.model.update(num_levels=3, num_steps=8, width=64)
+  config.model.update(num_levels=3, num_steps=4, width=64)
   config.batch_size = 32
   config.total_steps = 2000
   config.optimizer.lr = 1e-3

@@ -24,6 +24,7 @@ from experiments.tasks._classification import Classification
 from experiments.tasks._density import Density
 from experiments.tasks._density_pictures import interpolations, reconstructions, spherical
 from experiments.tasks._inpainting import Inpainting
+from experiments.tasks._inverse_problems import InverseProblems
 from experiments.tasks._scoring import score_all, spread
 from experiments.tasks._style import Style
 
@@ -31,6 +32,7 @@ TASKS = {
   "classification": Classification,
   "density": Density,
   "inpainting": Inpainting,
+  "inverse_problems": InverseProblems,
   "style": Style,
 }
 
@@ -61,6 +63,7 @@ __all__ = [
   "Classification",
   "Density",
   "Inpainting",
+  "InverseProblems",
   "Style",
   "chosen",
   "interpolations",

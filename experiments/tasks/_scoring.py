@@ -14,9 +14,11 @@ def score_all(task: Any, model: Any, draws: int = 1) -> np.ndarray:
   return over_held_out(task, model, lambda *arguments: task.score(*arguments, draws))
 
 
-def over_held_out(task: Any, model: Any, function: Callable[..., Any]) -> np.ndarray:
-  """Return `function(model, batch, key)` (b, ...) for all held-out examples, (n, ...)."""
-  arrays = task.evaluation_arrays()
+def over_held_out(
+  task: Any, model: Any, function: Callable[..., Any], count: int | None = None
+) -> np.ndarray:
+  """Return `function(model, batch, key)` (b, ...) of `count` held-out examples, or all."""
+  arrays = task.evaluation_arrays(count)
   size = min(task.config.eval.batch_size, len(arrays["image"]))
   function = jax.jit(function)
   key, results = jax.random.key(task.config.seed + 2), []

@@ -5,6 +5,7 @@ from normjax.flows._bijector import Bijector
 from normjax.flows._causal_conv import causal_conv, causal_conv_inverse
 from normjax.flows._chain import Chain, Inverted
 from normjax.flows._cinc_conv import CInCConv
+from normjax.flows._conditioned import Conditioned
 from normjax.flows._coupling import Coupling
 from normjax.flows._denoise import denoise
 from normjax.flows._dependent_data import (
@@ -33,6 +34,7 @@ from normjax.flows._elementwise_coupling import (
   mask_to_order,
 )
 from normjax.flows._emerging_conv import EmergingConv
+from normjax.flows._feature_conditional import FeatureConditional, SelfConditional
 from normjax.flows._flow import Flow
 from normjax.flows._glow_coupling import AdditiveGlowCoupling, GlowCoupling
 from normjax.flows._householder_linear import HouseholderLinear, QRLinear, SVDLinear
@@ -152,6 +154,7 @@ __all__ = [
   "CInCConv",
   "Chain",
   "ConditionalAffineTransform",
+  "Conditioned",
   "Coupling",
   "DEPENDENT_WARPS",
   "DiagonalNormal",
@@ -159,6 +162,7 @@ __all__ = [
   "ElementwiseAffine",
   "ElementwiseCoupling",
   "EmergingConv",
+  "FeatureConditional",
   "Flow",
   "GlowCoupling",
   "HouseholderLinear",
@@ -189,6 +193,7 @@ __all__ = [
   "Reshape",
   "SVDLinear",
   "Scan",
+  "SelfConditional",
   "Sigmoid",
   "Softplus",
   "SoftplusLULinear",

@@ -75,7 +75,7 @@ class QuadCoupling(Bijector):
     return self._up(x, _started)[0]
 
   def data_init_inverse(self, z, cond=None):
-    """Start the networks from latents, each from the quarters of data before it; return the data."""
+    """Start the networks from latents, each from the quarters before it; return the data."""
     return self._down(z, _started)[0]
 
   def _up(self, x, run):

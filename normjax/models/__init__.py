@@ -1,6 +1,7 @@
 """Whole networks: classifiers whose norm is chosen by name, generators built on one norm, flows."""
 
 from normjax.models._attentive_lstm import AttentiveLSTM
+from normjax.models._conditional_image_flow import ConditionalImageFlow
 from normjax.models._ferumal import ferumal_flow
 from normjax.models._flows import maf, rqs_coupling_flow
 from normjax.models._glow import Glow
@@ -14,6 +15,7 @@ from normjax.models._vit import ViT
 
 __all__ = [
   "AttentiveLSTM",
+  "ConditionalImageFlow",
   "FADEResBlock",
   "Glow",
   "InjectiveFlow",

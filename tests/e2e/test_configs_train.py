@@ -13,8 +13,8 @@ NAMES = sorted(path.stem for path in FOLDER.glob("*_*.py") if path.stem != "__in
 
 # These differ from another experiment of their task in its data and sizes alone.
 SIBLINGS = {
-  "classify_fashion", "classify_fashion_m", "glow_fashion", "glow_patches", "inpaint_fashion", "jet_fashion", "jet_imagenet64",
-  "jet_patches",
+  "classify_fashion", "classify_fashion_m", "glow_fashion", "glow_patches", "inpaint_fashion",
+  "jet_fashion", "jet_imagenet64", "jet_patches", "low_light_patches",
 }  # fmt: skip
 
 
@@ -29,8 +29,14 @@ def test_tiny_modes_train(name, tmp_path):
   losses = runs.losses(workdir)
   assert len(losses) == 2
   assert all(0 < loss < 20 for loss in losses)
-  metrics = {"glow": "bits_per_dim", "jet": "bits_per_dim", "tarflow": "bits_per_dim", "classify": "error"}
+  metrics = {
+    "glow": "bits_per_dim",
+    "jet": "bits_per_dim",
+    "tarflow": "bits_per_dim",
+    "classify": "error",
+  }
   metrics |= {"inpaint": "hole_mse", "spade": "l1"}
+  metrics |= dict.fromkeys(("low", "super"), "bits_per_dim")
   metric = f"test_{metrics[name.split('_')[0]]}"
   assert runs.curve(workdir)[-1].keys() == {"step", metric}
   assert [p.name for p in (workdir / "checkpoints").iterdir()] == ["2"]

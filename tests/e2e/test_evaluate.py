@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import data, evaluate, sample, tasks, train, workdirs
+from experiments import data, evaluate, sample, sampling_speed, tasks, train, workdirs
 from normjax import checkpoint, flows
 from tests.e2e import runs
 
@@ -89,3 +89,17 @@ def test_reconstructions_are_exact(uninterrupted):
   images = tasks.reconstructions(task, flow, jax.random.key(0))
   np.testing.assert_array_equal(images[:8], images[8:16])
   assert (images[:8] != images[16:]).any()
+
+
+def test_the_least_time_of_a_sample_counts(conditional, monkeypatch):
+  ticks = iter([0, 8, 10, 16, 20, 27, 30, 39])
+  monkeypatch.setattr("time.perf_counter", lambda: next(ticks))
+  draws = []
+  quantize = tasks.Density.quantize
+  monkeypatch.setattr(
+    tasks.Density, "quantize", lambda task, x: draws.append(x.shape) or quantize(task, x)
+  )
+  assert sampling_speed.run(str(conditional), (1, 2), repeats=2) == {1: 6.0, 2: 3.5}
+  assert draws == [(1, 8, 8, 1), (2, 8, 8, 1)]
+  with pytest.raises(ValueError, match="sizes and repeats must be at least 1, got .0. and 5"):
+    sampling_speed.run(str(conditional), (0,))

@@ -23,6 +23,8 @@ def test_all_experiments_are_here():
   assert {"jet_digits", "jet_fashion", "jet_imagenet64", "jet_patches"} <= set(NAMES)
   assert "tarflow_digits" in NAMES
   assert {"classify_digits", "classify_fashion", "classify_fashion_m"} <= set(NAMES)
+  assert {"glow_digits", "glow_fashion", "glow_patches"} <= set(NAMES)
+  assert {"low_light_patches", "super_resolution_patches"} <= set(NAMES)
   assert {"inpaint_fashion", "inpaint_patches", "spade_digits"} <= set(NAMES)
 
 
@@ -61,7 +63,7 @@ def test_configs_do_not_share_state(name):
   assert get_config(name).optimizer.lr != 7.0
 
 
-@pytest.mark.parametrize("name", ["jet_digits", "jet_imagenet64", "tarflow_digits"])
+@pytest.mark.parametrize("name", ["glow_digits", "jet_digits", "jet_imagenet64", "tarflow_digits"])
 def test_full_models_can_be_built(name):
   config = get_config(name)
   if name == "jet_imagenet64":

@@ -110,6 +110,22 @@ def test_networks_of_couplings_start_too():
   np.testing.assert_array_equal(network.head.logs[...], 0)
 
 
+def test_networks_of_quad_couplings_start_from_the_quarters_before():
+  x = _data(8, 2, 2, 4)
+  for method in ("forward", "inverse"):
+    coupling = flows.QuadGlowCoupling(4, width=3, rngs=nnx.Rngs(0))
+    if method == "inverse":
+      coupling = flows.Inverted(coupling)
+    new = _initialized(coupling, x)
+    new = new.bijector if method == "inverse" else new
+    data = x if method == "forward" else new.inverse(x)[0]
+    for n, net in enumerate(new.nets, 1):
+      _assert_standard(net.norm_0.forward(net.conv_0(data[..., :n]))[0])
+  plain = _initialized(flows.QuadCoupling(4, nnx.Linear, rngs=nnx.Rngs(0)), x)
+  wanted = flows.QuadCoupling(4, nnx.Linear, rngs=nnx.Rngs(0)).nets[0].kernel[...]
+  np.testing.assert_array_equal(plain.nets[0].kernel[...], wanted)
+
+
 def test_sharded_batches_have_the_statistics_of_the_whole():
   with jax.enable_x64(True):
     x = _data(16, 3, dtype=jnp.float64)

@@ -6,6 +6,7 @@ import re
 import jax
 import jax.numpy as jnp
 import pytest
+from flax import nnx
 
 from normjax import diagnostics, flows
 from tests.reference.fixtures import (
@@ -49,35 +50,46 @@ def _spline(arrays, note):
   return dict(zip(names, run(jnp.asarray(arrays["x"]), *raws), strict=True))
 
 
-def _network(weights, h):
-  for i in range(3):
-    h = h @ weights[f"w{i}"] + weights[f"b{i}"].reshape(1, 1, 1, -1)
-    h = jax.nn.relu(h) if i < 2 else h
-  return h
+class _Pointwise(nnx.Module):
+  """The networks of the record: three linear maps of every pixel, with relu between them."""
+
+  def __init__(self, arrays, net):
+    for name, value in arrays.items():
+      if name.startswith(f"{net}/"):
+        setattr(self, name.split("/")[1], nnx.Param(jnp.asarray(value)))
+
+  def __call__(self, h):
+    for i in range(3):
+      weight, bias = getattr(self, f"w{i}")[...], getattr(self, f"b{i}")[...]
+      h = h @ weight + bias.reshape(1, 1, 1, -1)
+      h = jax.nn.relu(h) if i < 2 else h
+    return h
 
 
 def _layer(arrays, transform):
-  nets = {
-    net: {name.split("/")[1]: jnp.asarray(v) for name, v in arrays.items() if name.startswith(net)}
-    for net in ("feature_net", "self_net")
-  }
-  cond = jnp.asarray(arrays["cond"])
+  def part(kind, net):
+    make_net = lambda in_features, out_features, *, rngs: _Pointwise(arrays, net)
+    return kind(
+      arrays["x"].shape[-1], transform, cond_features=arrays["cond"].shape[-1], make_net=make_net,
+      rngs=nnx.Rngs(0),
+    )  # fmt: skip
 
-  def loss(x, nets):
-    half = x.shape[-1] // 2
-    raw = _network(nets["feature_net"], cond).reshape(*x.shape, transform.num_parameters)
-    z, log_abs_det = transform.forward(x, raw)
-    z1, z2 = z[..., :half], z[..., half:]
-    raw = _network(nets["self_net"], jnp.concatenate([z1, cond], axis=-1))
-    z2, step = transform.forward(z2, raw.reshape(*z2.shape, transform.num_parameters))
-    log_det = jnp.sum(log_abs_det, axis=(1, 2, 3)) + jnp.sum(step, axis=(1, 2, 3))
-    z = jnp.concatenate([z1, z2], axis=-1)
+  parts = [part(flows.FeatureConditional, "feature_net"), part(flows.SelfConditional, "self_net")]
+  graphdef, params, rest = nnx.split(flows.Chain(parts), nnx.Param, ...)
+
+  def loss(x, params):
+    z, log_det = nnx.merge(graphdef, params, rest).forward(x, jnp.asarray(arrays["cond"]))
     return jnp.sum(z * arrays["g"]) + jnp.sum(log_det * arrays["g_log_det"]), (z, log_det)
 
   gradient = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))
-  (dx, nets_bar), (z, log_det) = gradient(jnp.asarray(arrays["x"]), nets)
-  bars = {f"d{net}/{name}": v for net, tree in nets_bar.items() for name, v in tree.items()}
-  return {"z": z, "log_det": log_det, "dx": dx} | bars
+  (dx, bars), (z, log_det) = gradient(jnp.asarray(arrays["x"]), params)
+  bars = nnx.to_pure_dict(bars)["bijectors"]
+  named = {
+    f"d{net}/{name}": value
+    for i, net in enumerate(("feature_net", "self_net"))
+    for name, value in bars[i]["network"].items()
+  }
+  return {"z": z, "log_det": log_det, "dx": dx} | named
 
 
 @functools.cache
