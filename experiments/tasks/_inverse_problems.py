@@ -13,7 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments import data, plots
-from experiments.tasks._measurements import PROBLEMS, unfamiliar
+from experiments.tasks._measurements import PROBLEMS, condition, unfamiliar
 from experiments.tasks._robustness import robustness
 from experiments.tasks._scoring import markdown, over_held_out, score_all, spread
 from normjax import flows
@@ -193,11 +193,6 @@ class InverseProblems:
     )
     show = {"columns": columns, "num_levels": self.dataset.num_levels}
     return plots.image_grid(np.asarray(levels), file, **show)
-
-
-def condition(y):
-  """Return what a flow is given of measurements on [0, 1]."""
-  return 2 * y - 1
 
 
 def _unit(x):

@@ -62,6 +62,11 @@ class LowLight:
 PROBLEMS = {"low_light": LowLight, "super_resolution": SuperResolution}
 
 
+def condition(y):
+  """Return what a flow is given of measurements on [0, 1]."""
+  return 2 * y - 1
+
+
 def unfamiliar(y, key):
   """Return measurements that a network trained on those like `y` has not seen, by name.
 

@@ -8,7 +8,7 @@ import numpy as np
 from scipy import stats
 from sklearn import metrics
 
-from experiments.tasks._measurements import unfamiliar
+from experiments.tasks._measurements import condition, unfamiliar
 from experiments.tasks._scoring import spread
 from normjax import diagnostics
 
@@ -43,12 +43,12 @@ def robustness(task: Any, model: Any, draws: int) -> dict[str, Any]:
   def run(model, y, key):
     x = task.samples(model, y, key, draws)
     largest = jnp.max(jnp.abs(x), (2, 3, 4))
-    # In halves of the range of float32, whose squares would overflow.
+    # Scaled to at most 1 first: squares of what has exploded may overflow.
     unit = jnp.maximum(1.0, jnp.max(jnp.abs(x), 0))
     deviation = jnp.max(unit * jnp.std(x / unit[None], 0), (1, 2, 3))
     return ~(largest <= config.largest), deviation
 
-  features = jax.jit(lambda model, y: model.features(2 * y - 1))
+  features = jax.jit(lambda model, y: model.features(condition(y)))
   train = spread(task.dataset.train, config.eval.conditions)["image"]
   known = features(model, task.measure(jnp.asarray(train), key))
   fit = diagnostics.fit_mahalanobis(known.reshape(-1, known.shape[-1]), ridge=_RIDGE)

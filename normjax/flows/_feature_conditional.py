@@ -80,8 +80,8 @@ class FeatureConditional(Bijector):
 
   def _raw(self, name, x, cond):
     check_features(name, x, self.features)
-    check_pixels(cond, x, self.cond_features)
-    return _parameters(self.network(widened(cond)), x, self.transform)
+    raw = self.network(_pixels(cond, x, self.cond_features))
+    return _parameters(raw, x, self.transform)
 
 
 class SelfConditional(Coupling):
@@ -151,8 +151,8 @@ class SelfConditional(Coupling):
 
   def conditioner(self, x1, cond):
     """Return the network's outputs (B, ..., (C - C // 2) P), float32 or wider."""
-    check_pixels(cond, x1, self.cond_features)
-    return self.network(jnp.concatenate([widened(x1), widened(cond)], axis=-1))
+    cond = _pixels(cond, x1, self.cond_features)
+    return self.network(jnp.concatenate([widened(x1), cond], axis=-1))
 
   def transform(self, x2, theta):
     """Return `(z2, log_det)`."""
@@ -163,11 +163,12 @@ class SelfConditional(Coupling):
     return _apply(self.elementwise.inverse, y2, _parameters(theta, y2, self.elementwise))
 
 
-def check_pixels(cond, x, features: int) -> None:
-  """Raise unless `cond` has this many features at each pixel of `x` (b, ..., c)."""
+def _pixels(cond, x, features: int) -> jax.Array:
+  """Return `cond`, float32 or wider, if it has this many features at each pixel of `x`."""
   shape = None if cond is None else cond.shape
   if shape != (*x.shape[:-1], features):
     raise ValueError(f"cond must have shape {(*x.shape[:-1], features)}, got {shape}")
+  return widened(cond)
 
 
 def _convolutional(width: int, param_dtype: DTypeLike) -> MakeNet:

@@ -7,6 +7,8 @@ is the one that is repeated for each tap, so the products are no larger than a w
 activations.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -33,10 +35,7 @@ def tap_conv(
   stacked = _product(x, kernel.transpose(2, 0, 1, 3).reshape(fan_in, -1))
   # Split, since the transpose of a split is one concatenation; that of slices is a sum of paddings.
   parts = jnp.split(jax.lax.optimization_barrier(stacked), len(taps), axis=-1)
-  return sum(
-    (shifted(part, tap) for part, tap in zip(parts[1:], taps[1:], strict=True)),
-    shifted(parts[0], taps[0]),
-  )
+  return functools.reduce(jnp.add, (shifted(y, tap) for y, tap in zip(parts, taps, strict=True)))
 
 
 def _product(x, kernel):

@@ -7,6 +7,7 @@ whose inverse may explode whatever the couplings are.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -140,7 +141,8 @@ class ConditionalImageFlow(flows.Flow):
 
   def features(self, cond: Float[Array, "b h w c"]) -> Float[Array, "b s s f"]:
     """Return the features of a measurement that the coarsest scale is conditioned on."""
-    return self.bijector.bijectors[-1].features(cond)
+    chain: Any = self.bijector
+    return chain.bijectors[-1].features(cond)
 
 
 def _ratio(large: int, small: int) -> int:
