@@ -165,9 +165,10 @@ class SelfConditional(Coupling):
 
 def _pixels(cond, x, features: int) -> jax.Array:
   """Return `cond`, float32 or wider, if it has this many features at each pixel of `x`."""
-  shape = None if cond is None else cond.shape
-  if shape != (*x.shape[:-1], features):
-    raise ValueError(f"cond must have shape {(*x.shape[:-1], features)}, got {shape}")
+  shape = (*x.shape[:-1], features)
+  if cond is None or cond.shape != shape:
+    found = None if cond is None else cond.shape
+    raise ValueError(f"cond must have shape {shape}, got {found}")
   return widened(cond)
 
 

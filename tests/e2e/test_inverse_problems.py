@@ -20,7 +20,7 @@ def tiny(**changes):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, compiled_once):
+def trained(tmp_path_factory):
   workdir = tmp_path_factory.mktemp("inverse_problems") / "run"
   changes = {"total_steps": 30, "eval_every": 30, "save_every": 30, "optimizer__lr": 1e-2}
   assert train.train(tiny(**changes), str(workdir))

@@ -21,7 +21,7 @@ def tiny():
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, compiled_once):
+def whole(tmp_path_factory):
   workdir = tmp_path_factory.mktemp("start") / "run"
   assert train.train(tiny(), str(workdir))
   return workdir
