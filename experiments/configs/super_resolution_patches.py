@@ -1,6 +1,17 @@
 """Super-resolution of colour patches of natural photos, from 8x8 to 32x32 pixels.
 
-Not measured at full length.
+Not measured at full length. Measured small, from 4x4 to 16x16 pixels, with
+`--config.data.options.size=16 --config.data.options.stride=16 --config.data.options.long_side=200
+--config.total_steps=400 --config.eval_every=200 --config.save_every=200
+--config.eval.restored=200`, splines, seed 0, 3.6 minutes of CPU time with compiling and evaluation:
+5.184 ± 0.027 bits/dim of 584 held-out patches; PSNR of 200 of them 14.4 dB of a sample, 18.0 of the
+mean of 8, 19.2 at temperature 0, where cubic interpolation has 24.1: so short a run finds colours
+and no edges. The spread of samples is 10^-0.2 given every kind of measurement. No sample exploded
+but for 241 of 512 given sixteen times the contrast, all of which are off alike: shifts extrapolate,
+scales do not. The Mahalanobis score tells those measurements from all others with AUROC 0.999.
+
+`--config.model.kind=affine --config.model.width=51` is the affine flow of as many parameters, not
+measured yet.
 """
 
 from experiments.configs.common import inverse_problems_config
