@@ -144,6 +144,51 @@ def panels(workdir: str, wanted: dict[str, list[str]]) -> Path:
   return _save(figure, Path(workdir) / "curves.png")
 
 
+def pairs(
+  rows: np.ndarray,
+  samples: np.ndarray,
+  columns: tuple[str, ...],
+  path: str | Path,
+  *,
+  most: int = 5,
+) -> Path:
+  """Draw pairs of columns: held-out rows below the diagonal, samples above, both on it.
+
+  Args:
+    rows: (n, d) real rows, which also set the limits.
+    samples: (m, d) rows drawn from a model.
+    columns: d names.
+    path: the PNG.
+    most: how many columns, spread evenly over all, are shown.
+
+  Returns:
+    The path.
+  """
+  count = min(most, rows.shape[1])
+  shown = np.arange(count) * rows.shape[1] // count
+  size = {"figsize": (1.9 * count + 0.6, 1.9 * count), "squeeze": False, "layout": "constrained"}
+  figure, axes = plt.subplots(count, count, **size)
+  limits = np.quantile(rows[:, shown], [0.005, 0.995], axis=0)
+  margin = 0.1 * (limits[1] - limits[0]) + 1e-3
+  low, high = limits[0] - margin, limits[1] + margin
+  for (i, j), panel in np.ndenumerate(axes):
+    if i == j:
+      bins = np.linspace(low[i], high[i], 40)
+      for part, colour in ((rows, "0.35"), (samples, "C0")):
+        panel.hist(part[:, shown[i]], bins, density=True, histtype="step", color=colour)
+    else:
+      part, colour = (rows, "0.35") if i > j else (samples, "C0")
+      panel.scatter(part[:, shown[j]], part[:, shown[i]], s=2, color=colour, linewidths=0)
+      panel.set_ylim(low[i], high[i])
+    panel.set(xlim=(low[j], high[j]), xticks=[], yticks=[])
+    if i == count - 1:
+      panel.set_xlabel(columns[shown[j]], fontsize=8)
+    if j == 0:
+      panel.set_ylabel(columns[shown[i]], fontsize=8)
+  figure.suptitle("held-out rows (grey, below) and samples (blue, above)", fontsize=9)
+  return _save(figure, path)
+
+
 def confusion(counts: np.ndarray, path: str | Path) -> Path:
   """Draw how often each class (row) was taken for each other (column), as one PNG.
 

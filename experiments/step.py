@@ -20,11 +20,14 @@ class Steps(NamedTuple):
 
   Attributes:
     init: `init(seed) -> state`; the seed may be traced.
+    start: `start(state, batch) -> state` for a new state, where the task has layers that start from
+      data (`task.start`); else None.
     train: `train(state, batch) -> (state, metrics)`, one update.
     score: `score(state, batch, key) -> (b,)`, the task's score of each example in evaluation mode.
   """
 
   init: Callable[[Any], dict[str, Any]]
+  start: Callable[..., dict[str, Any]] | None
   train: Callable[..., tuple[dict[str, Any], dict[str, Any]]]
   score: Callable[..., Any]
 
@@ -44,16 +47,24 @@ def make_steps(task: Any, optimizer: optax.GradientTransformation, ema_decay: fl
   jax.eval_shape(split, 0)
   graphdef = structure[0]
 
-  def init(seed):
-    params, rest = split(seed)
+  def fresh(params, rest, key):
     state = {
       "params": params,
       "rest": rest,
       "opt": optimizer.init(params),
-      "key": jax.random.key(seed),
+      "key": key,
       "step": jnp.zeros((), jnp.int32),
     }
     return {**state, "ema": jax.tree.map(jnp.copy, params)} if ema_decay else state
+
+  def init(seed):
+    return fresh(*split(seed), jax.random.key(seed))
+
+  def start(state, batch):
+    model = checkpoint.from_state(graphdef, state["params"], state["rest"])
+    # No training step has this key: theirs fold in the step.
+    model = task.start(model, batch, state["key"])
+    return fresh(*checkpoint.to_state(model)[1:], state["key"])
 
   def train(state, batch):
     key = jax.random.fold_in(state["key"], state["step"])
@@ -85,4 +96,4 @@ def make_steps(task: Any, optimizer: optax.GradientTransformation, ema_decay: fl
     model.eval()
     return task.score(model, batch, key, 1)
 
-  return Steps(init, train, score)
+  return Steps(init, start if getattr(task, "start", None) else None, train, score)

@@ -67,10 +67,11 @@ def train(config, workdir: str, mesh_string: str = "", distributed: bool = False
   mean_score = lambda *arguments: jnp.mean(steps.score(*arguments))
   evaluation_step = jax.jit(mean_score, out_shardings=replicated)
   held_out = task.evaluation_arrays(config.eval.examples)
-  size = min(config.eval.batch_size, len(held_out["image"]))
+  total = data.num_examples(held_out)
+  size = min(config.eval.batch_size, total)
   size -= size % mesh.size
   # Only whole batches: one shape to compile, and the mean of means is the mean.
-  whole = len(held_out["image"]) - len(held_out["image"]) % max(1, size)
+  whole = total - total % max(1, size)
   held_out = {name: array[:whole] for name, array in held_out.items()}
 
   def held_out_score(state):
@@ -96,6 +97,13 @@ def train(config, workdir: str, mesh_string: str = "", distributed: bool = False
     )
     if checkpointer.latest_step is None:
       state, start = jax.jit(init, out_shardings=shardings)(), 0
+      if steps.start is not None:
+        # Once, and from the same examples on every device: a run that resumes never comes here.
+        from_data = jax.jit(
+          steps.start, donate_argnums=0, in_shardings=(shardings, replicated),
+          out_shardings=shardings,
+        )  # fmt: skip
+        state = from_data(state, tasks.spread(task.dataset.train, config.batch_size))
     else:
       wanted = sharding.with_shardings(abstract, shardings)
       state, start = checkpointer.restore(wanted, batches)

@@ -141,3 +141,24 @@ def style_config() -> ConfigDict:
   config.optimizer.lr = 1e-3
   config.optimizer.b2 = 0.99
   return config.copy_and_resolve_references()
+
+
+def table_density_config() -> ConfigDict:
+  """Return the defaults of a density of a table; an experiment file overrides what is its own."""
+  config = common_config()
+  config.task = "table_density"
+  # The flow is chosen by its name; each has options of its own, arguments in normjax.models.
+  config.flow = "rqs_coupling"
+  config.model = ConfigDict()
+  config.model.affine_coupling = ConfigDict({"num_layers": 6, "width": 64, "depth": 2})
+  config.model.ferumal = ConfigDict(
+    {"num_layers": 6, "num_points": 50, "kernel": "squared_exponential"}
+  )
+  config.model.maf = ConfigDict({"num_layers": 5, "width": 64, "depth": 2})
+  config.model.rqs_coupling = ConfigDict(
+    {"num_layers": 6, "width": 64, "depth": 2, "num_bins": 8, "tail_bound": 5.0}
+  )
+  config.batch_size = 256
+  config.optimizer.update(lr=1e-3, b2=0.999, clip=5.0, weight_decay=0.0, warmup=0.05)
+  config.eval.update(batch_size=1000, examples=2000)
+  return config.copy_and_resolve_references()

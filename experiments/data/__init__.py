@@ -1,15 +1,17 @@
-"""Image sets in memory, and batches of them.
+"""Image sets and tables in memory, and batches of them.
 
 `load(name)` gives a `Dataset`. "digits", "generated" and "natural_patches" with photos="bundled"
 are always there; "fashion_mnist" and all of "natural_patches" are fetched once, with
 `python -m experiments.data.fetch NAME`; "fashion_m" is made of those two; "image_folder" reads your
-own.
+own. Of the tables, "breast_cancer", "diabetes", "iris" and "wine" are always there, and "casp",
+"diamonds", "magic", "shuttle" and "weather" are fetched.
 """
 
 import inspect
+from functools import partial
 
 from experiments.data._batches import batches
-from experiments.data._dataset import Dataset
+from experiments.data._dataset import Dataset, num_examples
 from experiments.data._digits import digits
 from experiments.data._fashion_m import fashion_m
 from experiments.data._fashion_mnist import fashion_mnist
@@ -17,8 +19,9 @@ from experiments.data._generated import generated
 from experiments.data._image_folder import image_folder
 from experiments.data._names import check_name
 from experiments.data._natural_patches import natural_patches
+from experiments.data._tables import TABLES, table
 
-LOADERS = {
+_IMAGES = {
   "digits": digits,
   "fashion_m": fashion_m,
   "fashion_mnist": fashion_mnist,
@@ -26,6 +29,7 @@ LOADERS = {
   "image_folder": image_folder,
   "natural_patches": natural_patches,
 }
+LOADERS = dict(sorted((_IMAGES | {name: partial(table, name) for name in TABLES}).items()))
 
 
 def load(name: str, **options) -> Dataset:
@@ -58,6 +62,7 @@ def load(name: str, **options) -> Dataset:
 
 __all__ = [
   "LOADERS",
+  "TABLES",
   "Dataset",
   "batches",
   "digits",
@@ -67,4 +72,6 @@ __all__ = [
   "image_folder",
   "load",
   "natural_patches",
+  "num_examples",
+  "table",
 ]

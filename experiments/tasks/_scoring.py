@@ -17,11 +17,11 @@ def score_all(task: Any, model: Any, draws: int = 1) -> np.ndarray:
 def over_held_out(task: Any, model: Any, function: Callable[..., Any]) -> np.ndarray:
   """Return `function(model, batch, key)` (b, ...) for all held-out examples, (n, ...)."""
   arrays = task.evaluation_arrays()
-  size = min(task.config.eval.batch_size, len(arrays["image"]))
+  size = min(task.config.eval.batch_size, data.num_examples(arrays))
   function = jax.jit(function)
   key, results = jax.random.key(task.config.seed + 2), []
   for i, batch in enumerate(data.batches(arrays, size, shuffle=False, repeat=False)):
-    rows = len(batch["image"])
+    rows = data.num_examples(batch)
     # The last batch is filled up, so that one shape is compiled; the filling is cut off again.
     full = {name: np.resize(array, (size, *array.shape[1:])) for name, array in batch.items()}
     results.append(np.asarray(function(model, full, jax.random.fold_in(key, i)))[:rows])
@@ -33,7 +33,7 @@ def spread(arrays: dict[str, np.ndarray], count: int | None) -> dict[str, np.nda
 
   Neighbours may be alike (patches of one photo), so the first ones would not stand for the rest.
   """
-  total = len(arrays["image"])
+  total = data.num_examples(arrays)
   count = total if count is None else min(count, total)
   chosen = np.arange(count) * total // count
   return {name: array[chosen] for name, array in arrays.items()}

@@ -12,6 +12,7 @@ from normjax.flows._dependent_data import (
   hard_sigmoid_correlation,
   sigmoid_correlation,
 )
+from normjax.flows._dependent_flow import DependentFlow
 from normjax.flows._dependent_samplers import (
   dependent_blocks,
   dependent_normals,
@@ -153,6 +154,7 @@ __all__ = [
   "ConditionalAffineTransform",
   "Coupling",
   "DEPENDENT_WARPS",
+  "DependentFlow",
   "DiagonalNormal",
   "Distribution",
   "ElementwiseAffine",

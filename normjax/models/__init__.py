@@ -2,7 +2,7 @@
 
 from normjax.models._attentive_lstm import AttentiveLSTM
 from normjax.models._ferumal import ferumal_flow
-from normjax.models._flows import maf, rqs_coupling_flow
+from normjax.models._flows import affine_coupling_flow, maf, rqs_coupling_flow
 from normjax.models._glow import Glow
 from normjax.models._injective import InjectiveFlow
 from normjax.models._inpainting import InpaintingGenerator
@@ -25,6 +25,7 @@ __all__ = [
   "SPADEResBlock",
   "TSITStage",
   "ViT",
+  "affine_coupling_flow",
   "ferumal_flow",
   "maf",
   "rqs_coupling_flow",

@@ -1,4 +1,4 @@
-"""Assembled flows over vectors: spline couplings and masked autoregressive layers, scanned."""
+"""Assembled flows over vectors: couplings and masked autoregressive layers, scanned."""
 
 import jax
 import jax.numpy as jnp
@@ -55,11 +55,55 @@ def rqs_coupling_flow(
     order, num_conditioning=dim // 2, num_bins=num_bins, tail_bound=tail_bound, identity_init=True,
     width=width, depth=depth, cond_dim=cond_dim, rngs=rngs,
   )  # fmt: skip
-  if num_layers < 1:
-    raise ValueError(f"num_layers must be at least 1, got {num_layers}")
-  orders = _orders(rngs, dim, num_layers, dim - dim // 2)
-  scan = flows.Scan(make, num_layers, orders, memory=memory, rngs=rngs)
-  return flows.Flow(scan, flows.StandardNormal((dim,)))
+  return _couplings(make, dim, num_layers, memory, rngs)
+
+
+def affine_coupling_flow(
+  dim: int,
+  *,
+  num_layers: int = 10,
+  width: int = 256,
+  depth: int = 2,
+  scale: str = "tanh",
+  cond_dim: int | None = None,
+  memory: str = "store",
+  rngs: nnx.Rngs,
+) -> flows.Flow:
+  """Build a Real NVP over vectors.
+
+  log p(x) = log N(z; 0, I) + log_det,  z = coupling_L( ... coupling_1(x)),  x (B, dim)
+
+  Orders of the features as in `rqs_coupling_flow`. Compile time does not grow with depth.
+
+  Args:
+    dim: number of features, at least 2.
+    num_layers: number of couplings.
+    width: units of the networks' hidden layers.
+    depth: residual blocks of a network.
+    scale: as for `flows.AffineTransform`; with "tanh" a new flow is the identity.
+    cond_dim: features of the condition, or None.
+    memory: as for `flows.Scan`.
+    rngs: source of the parameters' keys and of the orders.
+
+  Returns:
+    A `flows.Flow` over a standard normal.
+
+  Raises:
+    ValueError: if a size is out of range or there is no such `scale` or `memory`.
+
+  Reference:
+    Dinh, Sohl-Dickstein, Bengio, "Density estimation using Real NVP", 2016, arXiv 1605.08803.
+
+  Example:
+    >>> flow = affine_coupling_flow(4, num_layers=2, width=8, rngs=nnx.Rngs(0))
+    >>> flow.log_prob(jnp.zeros((2, 4))).shape
+    (2,)
+  """
+  make = lambda rngs, order: flows.AffineCoupling(
+    order, scale=scale, num_conditioning=dim // 2, width=width, depth=depth, cond_dim=cond_dim,
+    rngs=rngs,
+  )  # fmt: skip
+  return _couplings(make, dim, num_layers, memory, rngs)
 
 
 def maf(
@@ -108,6 +152,15 @@ def maf(
     raise ValueError(f"num_layers must be at least 1, got {num_layers}")
   orders = _orders(rngs, dim, num_layers, None)
   scan = flows.Scan(make, num_layers, orders, rngs=rngs)
+  return flows.Flow(scan, flows.StandardNormal((dim,)))
+
+
+def _couplings(make, dim, num_layers, memory, rngs):
+  """Return a flow of scanned couplings, every second of which transforms what the first kept."""
+  if num_layers < 1:
+    raise ValueError(f"num_layers must be at least 1, got {num_layers}")
+  orders = _orders(rngs, dim, num_layers, dim - dim // 2)
+  scan = flows.Scan(make, num_layers, orders, memory=memory, rngs=rngs)
   return flows.Flow(scan, flows.StandardNormal((dim,)))
 
 

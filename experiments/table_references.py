@@ -1,0 +1,55 @@
+"""What simple densities reach on the same split of a table: the numbers that a flow must beat."""
+
+import warnings
+
+import numpy as np
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.mixture import GaussianMixture
+from threadpoolctl import threadpool_limits
+
+# Chosen by a fifth of the training rows; one component is the full-covariance Gaussian.
+_COMPONENTS = (1, 2, 5, 10, 20)
+# Those of 20 components are fitted with at least so many rows each.
+_ROWS = 10
+
+
+def table_references(
+  train: np.ndarray, test: np.ndarray, seed: int = 0, *, tiny: bool = False
+) -> dict[str, float]:
+  """Score two reference densities on the held-out rows of a table.
+
+  Takes 10 seconds for 40,000 rows of 10 columns, of one core.
+
+  Args:
+    train: rows (n, d) to fit to.
+    test: rows (m, d) to score.
+    seed: of the choice of rows and the mixture's start.
+    tiny: fit one small mixture, roughly.
+
+  Returns:
+    Nats per held-out row, -log p, under
+    "gaussian": mean and full covariance of the training rows;
+    "gmm": the Gaussian mixture with full covariances of 1 to 20 components, as many as do best on a
+      fifth of the training rows, fitted again to all.
+  """
+  order = np.random.default_rng(seed).permutation(len(train))
+  cut = len(train) // 5
+  chosen, rest = train[order[:cut]], train[order[cut:]]
+  # The threads of several libraries, or of a training run beside, would wait for each other.
+  with threadpool_limits(1):
+    most = 2 if tiny else len(rest) // _ROWS
+    sizes = [size for size in _COMPONENTS if size <= max(1, most)]
+    scores = [_fit(rest, size, seed, tiny).score(chosen) for size in sizes] if cut else [0.0]
+    best = _fit(train, sizes[int(np.argmax(scores))], seed, tiny)
+    return {
+      "gaussian": -float(_fit(train, 1, seed, tiny).score(test)),
+      "gmm": -float(best.score(test)),
+    }
+
+
+def _fit(rows: np.ndarray, components: int, seed: int, tiny: bool) -> GaussianMixture:
+  mixture = GaussianMixture(components, random_state=seed, max_iter=2 if tiny else 100)
+  with warnings.catch_warnings():
+    # A mixture that could still be a little better is good enough.
+    warnings.simplefilter("ignore", ConvergenceWarning)
+    return mixture.fit(np.asarray(rows, np.float64))
