@@ -11,8 +11,13 @@ from experiments import plots, workdirs
 from normjax.checkpoint import versions
 
 
-def claim(folder: Path, grid: dict[str, Any]) -> None:
-  """Take a folder for a grid, or check that it belongs to it; a grid may gain norms.
+def claim(folder: Path, grid: dict[str, Any], gains: dict[str, str]) -> None:
+  """Take a folder for a grid, or check that it belongs to it, but for what it may gain.
+
+  Args:
+    folder: of the comparison.
+    grid: the whole grid.
+    gains: keys that may gain entries, and for each the key whose old entries tell which are new.
 
   Raises:
     ValueError: if the folder holds the runs of another grid, or something else.
@@ -21,8 +26,8 @@ def claim(folder: Path, grid: dict[str, Any]) -> None:
   if path.is_file():
     old = json.loads(path.read_text())
     added = {
-      key: {n: v for n, v in grid[key].items() if n not in old["norms"]}
-      for key in ("norms", "warmups")
+      key: {n: v for n, v in grid[key].items() if n not in old[names]}
+      for key, names in gains.items()
     }
     wanted, found = (dict(_flat(g)) for g in ({**grid, **_without(grid, added)}, old))
     if different := [k for k in sorted(wanted | found) if wanted.get(k) != found.get(k)]:

@@ -13,8 +13,16 @@ _COMPONENTS = (1, 2, 5, 10, 20)
 _ROWS = 10
 
 
+REFERENCES = ("gaussian", "gmm")
+
+
 def table_references(
-  train: np.ndarray, test: np.ndarray, seed: int = 0, *, tiny: bool = False
+  train: np.ndarray,
+  test: np.ndarray,
+  seed: int = 0,
+  *,
+  names: tuple[str, ...] = REFERENCES,
+  tiny: bool = False,
 ) -> dict[str, float]:
   """Score two reference densities on the held-out rows of a table.
 
@@ -24,6 +32,7 @@ def table_references(
     train: rows (n, d) to fit to.
     test: rows (m, d) to score.
     seed: of the choice of rows and the mixture's start.
+    names: which ones.
     tiny: fit one small mixture, roughly.
 
   Returns:
@@ -32,19 +41,21 @@ def table_references(
     "gmm": the Gaussian mixture with full covariances of 1 to 20 components, as many as do best on a
       fifth of the training rows, fitted again to all.
   """
+  # The threads of several libraries, or of a training run beside, would wait for each other.
+  with threadpool_limits(1):
+    sizes = {"gaussian": lambda: 1, "gmm": lambda: _components(train, seed, tiny)}
+    return {name: -float(_fit(train, sizes[name](), seed, tiny).score(test)) for name in names}
+
+
+def _components(train: np.ndarray, seed: int, tiny: bool) -> int:
+  """Return how many components do best on a fifth of the rows, fitted to the others."""
   order = np.random.default_rng(seed).permutation(len(train))
   cut = len(train) // 5
   chosen, rest = train[order[:cut]], train[order[cut:]]
-  # The threads of several libraries, or of a training run beside, would wait for each other.
-  with threadpool_limits(1):
-    most = 2 if tiny else len(rest) // _ROWS
-    sizes = [size for size in _COMPONENTS if size <= max(1, most)]
-    scores = [_fit(rest, size, seed, tiny).score(chosen) for size in sizes] if cut else [0.0]
-    best = _fit(train, sizes[int(np.argmax(scores))], seed, tiny)
-    return {
-      "gaussian": -float(_fit(train, 1, seed, tiny).score(test)),
-      "gmm": -float(best.score(test)),
-    }
+  most = 2 if tiny else len(rest) // _ROWS
+  sizes = [size for size in _COMPONENTS if size <= max(1, most)]
+  scores = [_fit(rest, size, seed, tiny).score(chosen) for size in sizes if cut]
+  return sizes[int(np.argmax(scores))] if scores else 1
 
 
 def _fit(rows: np.ndarray, components: int, seed: int, tiny: bool) -> GaussianMixture:

@@ -1,5 +1,4 @@
-"""Densities of the MAGIC telescope events, a table of 10 columns; `--config.flow=maf` and so on.
-"""
+"""Densities of the MAGIC telescope events, a table of 10 columns; `--config.flow=maf` and so on."""
 
 from experiments.configs.common import table_density_config
 

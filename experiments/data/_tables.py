@@ -66,7 +66,18 @@ def _diamonds() -> _Raw:
 
 
 def _magic() -> _Raw:
-  columns = ("length", "width", "size", "conc", "conc1", "asym", "m3long", "m3trans", "alpha", "dist")
+  columns = (
+    "length",
+    "width",
+    "size",
+    "conc",
+    "conc1",
+    "asym",
+    "m3long",
+    "m3trans",
+    "alpha",
+    "dist",
+  )
   lines = (require("magic") / "magic.dat").read_text().splitlines()
   return _Raw(columns, np.array([line.split(",")[:-1] for line in lines], np.float64))
 

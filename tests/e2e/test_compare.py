@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from experiments import compare, comparison, data, train, workdirs
+from experiments import compare, comparison, data, train, tuning, workdirs
 from experiments.grids import norms as norms_grid
 from normjax import norms
 from tests.e2e import runs
@@ -160,7 +160,7 @@ def test_a_grid_may_gain_norms(compared, tmp_path):
   grid.norms.layer_norm = {}
   old = json.loads((compared[0] / "grid.json").read_text())
   workdirs.write_json(tmp_path / "grid.json", old)
-  comparison.claim(tmp_path, grid.to_dict())
+  comparison.claim(tmp_path, grid.to_dict(), {"norms": "norms", "warmups": "norms"})
   assert "layer_norm" in json.loads((tmp_path / "grid.json").read_text())["norms"]
 
 
@@ -172,11 +172,11 @@ def test_a_foreign_folder_is_refused(tmp_path):
 
 
 def test_a_rate_that_diverges_is_not_chosen(tmp_path):
+  cell = compare.cell(tiny(), "none", 0)
   for lr, diverged, error in ((1e-2, True, 0.1), (1e-4, False, 0.9)):
-    run = compare.Run("none", 16, lr, 0)
     result = {"diverged": diverged, "validation_error": [0.0, error]}
-    workdirs.write_json(tmp_path / "runs" / run.file, result)
-  assert compare.chosen_rate(tiny(), tmp_path, "none", 0) == 1e-4
+    workdirs.write_json(cell.path(tmp_path, lr, 0), result)
+  assert tuning.chosen_rate(tmp_path, cell) == 1e-4
 
 
 def test_the_splits_do_not_touch(compared):
