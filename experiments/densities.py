@@ -1,4 +1,4 @@
-"""Compare densities of tables: flows, sets and seeds, one learning-rate grid, one table, one figure.
+"""Compare densities of tables: flows, sets and seeds; one table, one figure.
 
   python -m experiments.densities --grid=experiments/grids/tables.py --out=runs/tables
 

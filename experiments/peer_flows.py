@@ -27,10 +27,10 @@ def available(name: str) -> bool:
 
 
 def make_points(name: str, options: dict[str, Any], config: ConfigDict, points: int):
-  """Return `run(arrays, lr, seed)`, which yields at each of `points` points of a curve
+  """Return `run(arrays, lr, seed)`, which yields at each of `points` points of a curve.
 
-  step, mean loss since the last one, whether each was finite, the mean of -log p of validation and
-  of test rows, and the number of parameters.
+  It yields step, mean loss since the last one, whether each was finite, the mean of -log p of
+  validation and of test rows, and the number of parameters.
   """
   make, flow = _LIBRARIES[library(name)], name.partition("/")[2]
   return make(flow, options, config, points)

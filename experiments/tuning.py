@@ -172,11 +172,11 @@ def make_points(task: Any, config: ConfigDict, points: int):
   """Return `run(train, lr, seed)`, which yields `points` points and compiles once for all runs.
 
   Args:
-    task: the task.
+    task: the task; its attribute `whole`, if any, names arrays that a batch holds as they are.
     config: as for `experiments.train`; its `total_steps` is a multiple of `points`.
     points: of a curve.
   """
-  steps = config.total_steps
+  steps, whole = config.total_steps, getattr(task, "whole", ())
 
   def steps_at(lr):
     return make_steps(task, make_optimizer(config.optimizer, steps, lr), config.ema_decay)
@@ -187,7 +187,9 @@ def make_points(task: Any, config: ConfigDict, points: int):
   @partial(jax.jit, donate_argnums=0)
   def advance(state, lr, order, examples):
     train = steps_at(lr).train
-    take = lambda chosen: {name: array[chosen] for name, array in examples.items()}
+    take = lambda chosen: {
+      name: array if name in whole else array[chosen] for name, array in examples.items()
+    }
     state, metrics = jax.lax.scan(lambda s, chosen: train(s, take(chosen)), state, order)
     return state, jnp.mean(metrics["loss"]), jnp.all(jnp.isfinite(metrics["loss"]))
 

