@@ -94,7 +94,7 @@ def dependent(grid: ConfigDict, out: str, workers: int = 2) -> list[dict]:
   cells = [
     cell(grid, objective, column)
     for column in grid.columns
-    for objective in OBJECTIVES
+    for objective in grid.objectives
     # Nobody knows the correlations of real data.
     if not (objective == "true" and "table" in grid.columns[column])
   ]

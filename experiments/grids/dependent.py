@@ -29,10 +29,11 @@ def get_config(mode: str = ""):
       "table": "weather", "held_out": 0.4, "groups": 40, "validation": 2000, "test": 5000,
     },
   }  # fmt: skip
+  grid.objectives = ("independent", "fixed", "learned", "true")
   grid.rho = 0.75  # of "fixed"
   grid.learning_rates = (2e-3,)
   grid.seeds = (0, 1, 2)
-  grid.points = 30
+  grid.points = 20
   if mode == "tiny":
     grid.config.update(total_steps=4, batch_size=8)
     grid.config.model.update(num_layers=2, width=4)
@@ -41,7 +42,7 @@ def get_config(mode: str = ""):
         "warp": "sign", "low": 0.5, "high": 0.9, "train": 40, "validation": 10, "test": 20,
       },
     }  # fmt: skip
-    grid.update(seeds=(0, 1), points=2)
+    grid.update(objectives=("independent", "learned"), seeds=(0, 1), points=2)
   elif mode:
     raise ValueError(f"mode must be empty or 'tiny', got {mode!r}")
   return grid

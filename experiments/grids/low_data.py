@@ -25,7 +25,7 @@ def get_config(mode: str = ""):
   grid = ConfigDict()
   grid.head = "Little data."
   grid.config = table_magic.get_config()
-  grid.config.total_steps = 1200
+  grid.config.total_steps = 800
   grid.config.batch_size = 128
   grid.config.eval.batch_size = 2000
   grid.flows = {
@@ -33,7 +33,7 @@ def get_config(mode: str = ""):
     "gmm": {},
     "affine_coupling": {},
     "rqs_coupling": {},
-    "ferumal": {"num_points": 50},
+    "ferumal": {},
   }
   smooth = {"held_out": 0.2, "noise": 0.05}
   grid.columns = {
@@ -48,5 +48,5 @@ def get_config(mode: str = ""):
   grid.peer_columns = ()
   grid.learning_rates = (1e-3, 3e-3, 1e-2)
   grid.seeds = (0, 1, 2)
-  grid.points = 24
+  grid.points = 20
   return grid

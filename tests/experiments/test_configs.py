@@ -23,7 +23,7 @@ def test_all_experiments_are_here():
   assert {"jet_digits", "jet_fashion", "jet_imagenet64", "jet_patches"} <= set(NAMES)
   assert "tarflow_digits" in NAMES
   assert {"classify_digits", "classify_fashion", "classify_fashion_m"} <= set(NAMES)
-  assert {"inpaint_fashion", "inpaint_patches", "spade_digits"} <= set(NAMES)
+  assert {"inpaint_fashion", "inpaint_patches", "spade_digits", "table_magic"} <= set(NAMES)
 
 
 @pytest.mark.parametrize("mode", ["", "tiny"])

@@ -287,7 +287,7 @@ def test_wrong_generated(name):
 @pytest.mark.parametrize(
   ("name", "options", "message"),
   [
-    ("digit", {}, "name must be one of digits, .*, got 'digit'; did you mean digits?"),
+    ("digit", {}, "name must be one of breast_cancer, .*, got 'digit'; did you mean digits?"),
     ("cifar", {}, "name must be one of .*, got 'cifar'$"),
     (
       "natural_patches",

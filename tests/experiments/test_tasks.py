@@ -29,7 +29,7 @@ def build(task):
     ),
     (
       {"task": "x"},
-      "config.task must be one of classification, density, inpainting, style, got 'x'$",
+      "must be one of classification, density, inpainting, style, table_density, got 'x'$",
     ),
     ({"data": {"name": "digit"}}, "did you mean digits"),
   ],

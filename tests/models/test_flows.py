@@ -8,7 +8,11 @@ from flax import nnx
 
 from normjax import flows, models
 
-BUILDERS = {"maf": models.maf, "rqs_coupling_flow": models.rqs_coupling_flow}
+BUILDERS = {
+  "affine_coupling_flow": models.affine_coupling_flow,
+  "maf": models.maf,
+  "rqs_coupling_flow": models.rqs_coupling_flow,
+}
 
 
 @pytest.mark.parametrize("name", BUILDERS)
@@ -69,3 +73,14 @@ def test_sampling_makes_one_pass_for_each_feature():
   program = jax.make_jaxpr(layer.inverse)(jnp.ones((2, 5)))
   lengths = [e.params["length"] for e in program.eqns if e.primitive.name == "scan"]
   assert lengths == [5]
+
+
+def test_affine_couplings_transform_every_feature_twice_in_two_pairs():
+  flow = models.affine_coupling_flow(5, num_layers=4, width=4, depth=1, rngs=nnx.Rngs(0))
+  x = jax.random.normal(jax.random.key(0), (3, 5))
+  np.testing.assert_allclose(flow.bijector.forward(x)[0], x, rtol=1e-6)  # a new one
+  orders = np.asarray(nnx.state(flow, nnx.Not(nnx.Param))["bijector"]["layers"]["order"][...])
+  kept = [set(order[:2]) for order in orders]
+  assert all(not kept[i] & kept[i + 1] for i in (0, 2))
+  with pytest.raises(ValueError, match="scale must be one of"):
+    models.affine_coupling_flow(4, scale="cosh", rngs=nnx.Rngs(0))
