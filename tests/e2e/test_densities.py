@@ -42,7 +42,7 @@ def strange_library():
 
 
 @pytest.fixture(scope="module")
-def compared(tmp_path_factory, compiled_once):
+def compared(tmp_path_factory):
   folder = tmp_path_factory.mktemp("densities") / "out"
   return folder, densities.densities(tiny(), str(folder))
 
@@ -131,7 +131,7 @@ def test_shipped_grids_fit_their_tables():
 # -- The task --------------------------------------------------------------------------------------
 
 
-def test_a_trained_table_is_evaluated_and_drawn(tmp_path, compiled_once):
+def test_a_trained_table_is_evaluated_and_drawn(tmp_path):
   config = table_magic.get_config("tiny")
   config.flow = "ferumal"
   config.update(total_steps=2, eval_every=2, save_every=2)
@@ -148,7 +148,7 @@ def test_a_trained_table_is_evaluated_and_drawn(tmp_path, compiled_once):
   assert (workdir / "curves.png").stat().st_size > 5000
 
 
-def test_ferumal_flows_start_from_training_rows(compiled_once):
+def test_ferumal_flows_start_from_training_rows():
   config = table_magic.get_config("tiny")
   config.flow = "ferumal"
   task = tasks.make(config)
@@ -165,7 +165,7 @@ def test_ferumal_flows_start_from_training_rows(compiled_once):
 # -- Dependent examples ----------------------------------------------------------------------------
 
 
-def test_dependent_examples_in_a_table(tmp_path, compiled_once):
+def test_dependent_examples_in_a_table(tmp_path):
   grid = dependent_grid.get_config("tiny")
   rows = dependent.dependent(grid, str(tmp_path / "out"))
   cells = {row["flow"]: row["cells"][0] for row in rows}
@@ -177,7 +177,7 @@ def test_dependent_examples_in_a_table(tmp_path, compiled_once):
   assert losses[0] != losses[1]
 
 
-def test_objectives_are_likelihoods(compiled_once):
+def test_objectives_are_likelihoods():
   """Without correlation the joint is the sum of independent densities; with it, it is not."""
   grid = dependent_grid.get_config("tiny")
   parts = dependent.blocks_of(grid.columns.sign, 0)
