@@ -43,7 +43,7 @@ class DependentFlow(Distribution):
 
   Example:
     >>> from normjax import flows
-    >>> flow = flows.Flow(flows.ElementwiseAffine(loc=1.0), flows.StandardNormal((2,)))
+    >>> flow = flows.Flow(flows.ElementwiseAffine(1.0, 1.0), flows.StandardNormal((2,)))
     >>> flow = DependentFlow(flow, rho=0.9)
     >>> block_id = jnp.array([0, 0, 1])
     >>> alike = jnp.array([[2.0, 0.0], [2.0, 0.0], [1.0, 1.0]])
