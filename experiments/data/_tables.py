@@ -60,9 +60,12 @@ def _casp() -> _Raw:
 def _diamonds() -> _Raw:
   head, rows = _lines("diamonds", "diamonds.csv")
   columns = ("carat", "depth", "table", "price", "x", "y", "z")
+  values = _floats(head, rows, columns)
+  # A side of 0 mm was not measured, and those above 20 mm are mistakes.
+  kept = np.all((values[:, 4:] > 0) & (values[:, 4:] < 20), axis=1)
   # Most entries of "table" are whole numbers, and few are not.
   widths = (0.01, 0.1, 1.0, 1.0, 0.01, 0.01, 0.01)
-  return _Raw(columns, _floats(head, rows, columns), widths)
+  return _Raw(columns, values[kept], widths)
 
 
 def _magic() -> _Raw:

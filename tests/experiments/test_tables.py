@@ -15,7 +15,7 @@ from experiments.data import _python_packages, _store, _tables, fetch
 from experiments.table_references import table_references
 
 SHAPES = {
-  "breast_cancer": (569, 30), "casp": (44_019, 10), "diabetes": (442, 10), "diamonds": (53_732, 7),
+  "breast_cancer": (569, 30), "casp": (44_019, 10), "diabetes": (442, 10), "diamonds": (53_710, 7),
   "iris": (149, 4), "magic": (18_905, 10), "shuttle": (49_097, 9), "weather": (23_256, 5),
   "wine": (178, 13),
 }  # fmt: skip
