@@ -31,17 +31,21 @@ class Work:
   """Inputs, peers, the exact results in float64 and how far from them a peer may be.
 
   `passes` is how often memory of the size of x is read or written at least: the limit is that of
-  the time of `2 * x`, which makes two. `base` is the peer that ours is compared with, `target` the
-  ratio to it that we want, by allocator.
+  the time of `2 * x`, which makes two; None: arithmetic decides. `base` is the peer that ours is
+  compared with, `target` the ratio to it that we want, by allocator; `others` are the ratios to
+  further peers that we want. Works run under `allocators`, and for `rounds` at most, if given.
   """
 
   inputs: Callable[[], dict[str, np.ndarray]]
   peers: dict[str, Peer]
   exact: Callable[[dict[str, np.ndarray]], list[np.ndarray]]
-  passes: int
+  passes: int | None
   tolerance: float = 1e-4
   base: str = "flax"
   target: dict[str, float] = dataclasses.field(default_factory=dict)
+  others: dict[str, float] = dataclasses.field(default_factory=dict)
+  allocators: tuple[str, ...] = ("default", "pooled")
+  rounds: int | None = None
 
 
 def affine_inputs(shape: tuple[int, ...], mean: float = 0.0) -> dict[str, np.ndarray]:

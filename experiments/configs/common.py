@@ -141,3 +141,22 @@ def style_config() -> ConfigDict:
   config.optimizer.lr = 1e-3
   config.optimizer.b2 = 0.99
   return config.copy_and_resolve_references()
+
+
+def injective_config() -> ConfigDict:
+  """Return the defaults of an injective flow; an experiment file overrides its own."""
+  config = common_config()
+  config.task = "injective"
+  # x = low + (q + 1/2) / levels, see normjax.flows.dequantize.
+  config.levels = 127.5
+  config.low = -1.0
+  # Arguments of normjax.models.InjectiveFlow.
+  config.model = ConfigDict({"latent_dim": 8, "width": 256, "num_blocks": 2})
+  # Arguments of normjax.flows.injective_loss, and the noise on pixels.
+  config.beta = 10.0
+  config.nll_weight = 1.0
+  config.num_probes = 1
+  config.noise = 0.01
+  config.optimizer.lr = 1e-3
+  config.optimizer.b2 = 0.99
+  return config.copy_and_resolve_references()

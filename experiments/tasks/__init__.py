@@ -19,6 +19,7 @@ from experiments import data
 from experiments.tasks._classification import Classification
 from experiments.tasks._density import Density
 from experiments.tasks._density_pictures import interpolations, reconstructions, spherical
+from experiments.tasks._injective import Injective
 from experiments.tasks._inpainting import Inpainting
 from experiments.tasks._scoring import score_all, spread
 from experiments.tasks._style import Style
@@ -26,6 +27,7 @@ from experiments.tasks._style import Style
 TASKS = {
   "classification": Classification,
   "density": Density,
+  "injective": Injective,
   "inpainting": Inpainting,
   "style": Style,
 }
@@ -56,6 +58,7 @@ __all__ = [
   "TASKS",
   "Classification",
   "Density",
+  "Injective",
   "Inpainting",
   "Style",
   "chosen",

@@ -28,9 +28,10 @@ def test_tiny_modes_train(name, tmp_path):
   assert train.train(config, str(workdir))
   losses = runs.losses(workdir)
   assert len(losses) == 2
-  assert all(0 < loss < 20 for loss in losses)
+  # The squared error of an injective flow is a sum over pixels, times 10.
+  assert all(0 < loss < (2000 if name.startswith("injective") else 20) for loss in losses)
   metrics = {"jet": "bits_per_dim", "tarflow": "bits_per_dim", "classify": "error"}
-  metrics |= {"inpaint": "hole_mse", "spade": "l1"}
+  metrics |= {"inpaint": "hole_mse", "spade": "l1", "injective": "squared_error"}
   metric = f"test_{metrics[name.split('_')[0]]}"
   assert runs.curve(workdir)[-1].keys() == {"step", metric}
   assert [p.name for p in (workdir / "checkpoints").iterdir()] == ["2"]

@@ -29,7 +29,7 @@ def build(task):
     ),
     (
       {"task": "x"},
-      "config.task must be one of classification, density, inpainting, style, got 'x'$",
+      "config.task must be one of classification, density, injective, inpainting, style, got 'x'$",
     ),
     ({"data": {"name": "digit"}}, "did you mean digits"),
   ],

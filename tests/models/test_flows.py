@@ -17,7 +17,7 @@ def test_program_does_not_grow_with_depth(name):
     flow = BUILDERS[name](3, num_layers=num_layers, width=4, depth=1, rngs=nnx.Rngs(0))
     return str(jax.make_jaxpr(flow.log_prob)(jnp.ones((2, 3)))).count("\n")
 
-  assert size(2) == size(8)
+  assert size(2) == size(24)
 
 
 def test_made_sees_features_before_only():

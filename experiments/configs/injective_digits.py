@@ -1,0 +1,23 @@
+"""A free-form injective flow on scikit-learn's digits, 64 pixels from 8 latents.
+
+`--config.model.latent_dim=2` (16, 32) changes the number of latents, `--config.nll_weight=0` trains
+the plain autoencoder of the same networks.
+"""
+
+from experiments.configs.common import injective_config
+
+
+def get_config(mode: str = ""):
+  config = injective_config()
+  config.data.name = "digits"
+  config.levels = 17 / 2
+  config.total_steps = 3000
+  config.update(log_every=50, eval_every=500, save_every=1000)
+  config.eval.update(batch_size=360, examples=360)
+  if mode == "tiny":
+    config.model.update(latent_dim=2, width=8, num_blocks=1)
+    config.update(batch_size=16, total_steps=12, log_every=1, eval_every=6, save_every=4)
+    config.eval.update(batch_size=40, examples=80)
+  elif mode:
+    raise ValueError(f"mode must be empty or 'tiny', got {mode!r}")
+  return config
