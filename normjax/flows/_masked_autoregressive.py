@@ -3,7 +3,6 @@
 The density takes one pass of the network, sampling exactly D passes, one for each feature.
 """
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Int
@@ -82,15 +81,5 @@ class MaskedAutoregressive(Bijector):
   def inverse(self, z, cond=None):
     """Return `(x, log_det)` with D passes, each of which fills one more feature."""
     check_batch("z", z, self.order.shape)
-    z = z[:, self.order[...]]
-
-    def fill(carry, i):
-      x, log_det = carry
-      take = lambda v: jax.lax.dynamic_index_in_dim(v, i, axis=1, keepdims=False)
-      x_i, step = self.transform.inverse(take(z), take(self.network(x, cond)))
-      x = jax.lax.dynamic_update_index_in_dim(x, x_i, i, axis=1)
-      return (x, log_det + step), None
-
-    start = jnp.zeros_like(z), jnp.zeros(z.shape[:1], jnp.promote_types(z.dtype, jnp.float32))
-    (x, log_det), _ = jax.lax.scan(fill, start, jnp.arange(z.shape[1]))
+    x, log_det = self.network.fill(z[:, self.order[...]], cond, self.transform.inverse)
     return x[:, jnp.argsort(self.order[...])], log_det

@@ -19,13 +19,31 @@ class Knots(NamedTuple):
   slopes: Float[Array, "*batch k1"]
 
 
+class Bin(NamedTuple):
+  """The bin that holds a value: where it starts, its size, and the slopes at its ends."""
+
+  left: Float[Array, "*batch"]
+  width: Float[Array, "*batch"]
+  bottom: Float[Array, "*batch"]
+  height: Float[Array, "*batch"]
+  low_slope: Float[Array, "*batch"]
+  high_slope: Float[Array, "*batch"]
+
+
 def spline_forward(
   x: Float[Array, "*batch"], knots: Knots, inside: Bool[Array, "*batch"]
 ) -> tuple[Array, Array]:
   """Return `(y, log y')` where `inside`, and `(x, 0)` elsewhere."""
   # A point in the box takes the place of those outside: their gradients must be finite too.
   safe = jnp.where(inside, x, knots.x[..., 0])
-  x0, width, y0, height, d0, d1 = _pick(safe, knots.x, knots)
+  return bin_forward(x, safe, _pick(safe, knots.x, knots), inside)
+
+
+def bin_forward(
+  x: Float[Array, "*batch"], safe: Float[Array, "*batch"], at: Bin, inside: Bool[Array, "*batch"]
+) -> tuple[Array, Array]:
+  """Return `(y, log y')` of `safe` in its bin where `inside`, and `(x, 0)` elsewhere."""
+  x0, width, y0, height, d0, d1 = at
   delta, theta = height / width, (safe - x0) / width
   q = theta * (1 - theta)
   y = y0 + height * (delta * theta**2 + d0 * q) / (delta * (1 - 2 * q) + (d0 + d1) * q)
@@ -38,7 +56,14 @@ def spline_inverse(
 ) -> tuple[Array, Array]:
   """Return `(x, log x')` where `inside`, and `(y, 0)` elsewhere."""
   safe = jnp.where(inside, y, knots.y[..., 0])
-  x0, width, y0, height, d0, d1 = _pick(safe, knots.y, knots)
+  return bin_inverse(y, safe, _pick(safe, knots.y, knots), inside)
+
+
+def bin_inverse(
+  y: Float[Array, "*batch"], safe: Float[Array, "*batch"], at: Bin, inside: Bool[Array, "*batch"]
+) -> tuple[Array, Array]:
+  """Return `(x, log x')` of `safe` in its bin where `inside`, and `(y, 0)` elsewhere."""
+  x0, width, y0, height, d0, d1 = at
   delta, eta = height / width, (safe - y0) / height
   # The quadratic of the card divided by the bin's height: a t^2 + b t + c = 0.
   bend = eta * (d0 + d1 - 2 * delta)
@@ -62,8 +87,8 @@ def _log_slope(delta, theta, d0, d1):
   return 2 * jnp.log(delta) + jnp.log(numerator) - 2 * jnp.log(denominator)
 
 
-def _pick(value, edges, knots: Knots):
-  """Return left knot, width, bottom knot, height and both slopes of the bin that holds `value`."""
+def _pick(value, edges, knots: Knots) -> Bin:
+  """Return the bin that holds `value`."""
   # Inner knots at or below the value; so the last bin holds its right end, and NaN some bin.
   index = jnp.sum(value[..., None] >= edges[..., 1:-1], axis=-1)
   here = index[..., None] == jnp.arange(edges.shape[-1] - 1).reshape((1,) * index.ndim + (-1,))
@@ -71,4 +96,5 @@ def _pick(value, edges, knots: Knots):
   low = lambda v: take(v[..., :-1])
   step = lambda v: take(v[..., 1:] - v[..., :-1])
   high_slope = take(knots.slopes[..., 1:])
-  return low(knots.x), step(knots.x), low(knots.y), step(knots.y), low(knots.slopes), high_slope
+  low_slope = low(knots.slopes)
+  return Bin(low(knots.x), step(knots.x), low(knots.y), step(knots.y), low_slope, high_slope)

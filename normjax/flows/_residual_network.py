@@ -1,5 +1,6 @@
 """The residual networks of couplings and of autoregressive flows (arXiv 1906.04032, 1502.03509)."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from normjax.blocks import Repeat
+from normjax.blocks import Repeat, dot_general
 from normjax.flows._checks import check_cond, check_sizes
 
 
@@ -16,7 +17,7 @@ class GatedBlock(nnx.Module):
   """h + W1 relu(W0 relu(h)) * sigmoid(V cond); the gate is left out without a condition."""
 
   def __init__(self, width, cond_dim, param_dtype, rngs):
-    options = {"param_dtype": param_dtype, "rngs": rngs}
+    options = {"param_dtype": param_dtype, "dot_general": dot_general, "rngs": rngs}
     self.linear0 = nnx.Linear(width, width, **options)
     self.linear1 = nnx.Linear(width, width, **options)
     self.gate = None if cond_dim is None else nnx.Linear(cond_dim, width, **options)
@@ -33,7 +34,7 @@ class ResidualNetwork(nnx.Module):
   """Maps (b, n) and a condition (b, c) to (b, m); zero at first."""
 
   def __init__(self, inputs, outputs, *, width, depth, cond_dim, param_dtype, rngs):
-    options = {"param_dtype": param_dtype, "rngs": rngs}
+    options = {"param_dtype": param_dtype, "dot_general": dot_general, "rngs": rngs}
     self.cond_dim = cond_dim
     self.first = nnx.Linear(inputs + (cond_dim or 0), width, **options)
     make = lambda rngs: GatedBlock(width, cond_dim, param_dtype, rngs)
@@ -65,9 +66,13 @@ class MaskedLinear(nnx.Module):
     rows, columns = np.array(self.in_degrees)[:, None], np.array(self.out_degrees)[None]
     return (columns > rows) if self.strict else (columns >= rows)
 
+  def masked_kernel(self):
+    """Return K * mask (in, out)."""
+    return jnp.where(self.mask(), self.kernel[...], 0)
+
   def __call__(self, x):
-    kernel = jnp.where(self.mask(), self.kernel[...], 0)
-    return x @ kernel + self.bias[...][None]
+    contracted = (((1,), (0,)), ((), ()))
+    return dot_general(x, self.masked_kernel(), contracted) + self.bias[...][None]
 
 
 class MaskedBlock(nnx.Module):
@@ -158,12 +163,53 @@ class MADE(nnx.Module):
     """Return the parameters (b, d, p) of every feature."""
     if x.ndim != 2 or x.shape[1] != self.dim:
       raise ValueError(f"x must have shape (b, {self.dim}), got {x.shape}")
-    check_cond(cond, x.shape[0], self.cond_dim)
-    h: Any = self.first(x)
-    if self.context is not None and cond is not None:
-      cond = cond.astype(x.dtype)
-      h = h + jax.nn.relu(self.context(cond))
-    h = h if self.residual else jax.nn.relu(h)
-    carry: Any = (h, cond if self.context is not None else None)
-    h, _ = self.blocks(carry)
+    h = self._hidden(self.first(x), self._condition(x, cond))
     return self.last(h).reshape(x.shape[0], self.dim, self.num_outputs)
+
+  def fill(
+    self,
+    z: Float[Array, "b d"],
+    cond: Float[Array, "b c"] | None,
+    invert: Callable[[Array, Array], tuple[Array, Array]],
+  ) -> tuple[Float[Array, "b d"], Float[Array, "b"]]:
+    """Find x, feature by feature, of which `invert` gives x_i for (z_i, parameters of x_<i).
+
+    A feature changes the first layer by one row, and needs its own columns of the last one: only
+    the hidden layers are run D times.
+
+    Args:
+      z: what is inverted.
+      cond: the condition, or None.
+      invert: maps z_i (b,) and its parameters (b, p) to x_i and log|dx_i / dz_i|, (b,) each.
+
+    Returns:
+      x, and the sum of the logarithms, float32 or wider.
+    """
+    cond = self._condition(z, cond)
+    rows, start = self.first.masked_kernel(), self.first.bias[...]
+    split = lambda v: jnp.moveaxis(v.reshape(*v.shape[:-1], self.dim, self.num_outputs), -2, 0)
+    columns, biases = split(self.last.masked_kernel()), split(self.last.bias[...])
+    wide = jnp.promote_types(z.dtype, rows.dtype)
+    first = jnp.broadcast_to(start.astype(wide)[None], (len(z), rows.shape[1]))
+
+    def step(carry: Any, feature: Any) -> Any:
+      first, log_det = carry
+      z_i, row, column, bias = feature
+      x_i, log = invert(z_i, self._hidden(first, cond) @ column + bias[None])
+      return (first + x_i[:, None] * row[None], log_det + log), x_i
+
+    log_det = jnp.zeros(z.shape[:1], jnp.promote_types(z.dtype, jnp.float32))
+    (_, log_det), x = jax.lax.scan(step, (first, log_det), (z.T, rows, columns, biases))
+    return x.T, log_det
+
+  def _condition(self, x, cond):
+    check_cond(cond, x.shape[0], self.cond_dim)
+    return None if self.context is None else cond.astype(x.dtype)
+
+  def _hidden(self, h: Any, cond: Any) -> Any:
+    """Return what the last layer sees, from the first layer without its condition."""
+    if self.context is not None:
+      h = h + jax.nn.relu(self.context(cond))
+    carry: Any = (h if self.residual else jax.nn.relu(h), cond)
+    h, _ = self.blocks(carry)
+    return h

@@ -36,7 +36,8 @@ def scan_forward(stack: Stack, x, cond, *, remat=False):
     y, log_det = stack.merge(*layer).forward(x, cond)
     return (y, total + log_det), None
 
-  body = jax.checkpoint(body) if remat else body
+  # The two loops of a scan share nothing that could be merged: barriers would only cost time.
+  body = jax.checkpoint(body, prevent_cse=False) if remat else body
   carry, _ = jax.lax.scan(body, (x, log_det_zeros(x)), (stack.params, stack.rest))
   return carry
 
