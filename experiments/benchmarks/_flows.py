@@ -95,7 +95,7 @@ def _bijx_splines(shape: tuple[int, ...]) -> JaxFlow:
   (dim,) = shape
   bijection = bijx.coupling_flow(
     dim, lambda rngs: bijx.MonotoneRQSpline(_SPLINES["bins"], (), rngs=rngs),
-    n_coupling_layers=_SPLINES["layers"], width=_SPLINES["width"], depth=_SPLINES["depth"],
+    n_coupling_layers=_SPLINES["layers"], width=_SPLINES["width"], depth=2 * _SPLINES["depth"],
     conditioner_activation=jax.nn.relu, rngs=nnx.Rngs(0),
   )  # fmt: skip
   graphdef, params, rest = nnx.split(bijection, nnx.Param, ...)

@@ -151,7 +151,7 @@ def injective_config() -> ConfigDict:
   config.levels = 127.5
   config.low = -1.0
   # Arguments of normjax.models.InjectiveFlow.
-  config.model = ConfigDict({"latent_dim": 8, "width": 256, "num_blocks": 2})
+  config.model = ConfigDict({"latent_dim": 8, "width": 128, "num_blocks": 2})
   # Arguments of normjax.flows.injective_loss, and the noise on pixels.
   config.beta = 10.0
   config.nll_weight = 1.0

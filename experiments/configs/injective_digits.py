@@ -11,7 +11,7 @@ def get_config(mode: str = ""):
   config = injective_config()
   config.data.name = "digits"
   config.levels = 17 / 2
-  config.total_steps = 3000
+  config.total_steps = 2000
   config.update(log_every=50, eval_every=500, save_every=1000)
   config.eval.update(batch_size=360, examples=360)
   if mode == "tiny":

@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from normjax.blocks import Repeat, dot_general
+from normjax.blocks import Repeat
 from normjax.flows._checks import check_cond, check_sizes
 
 
@@ -17,7 +17,7 @@ class GatedBlock(nnx.Module):
   """h + W1 relu(W0 relu(h)) * sigmoid(V cond); the gate is left out without a condition."""
 
   def __init__(self, width, cond_dim, param_dtype, rngs):
-    options = {"param_dtype": param_dtype, "dot_general": dot_general, "rngs": rngs}
+    options = {"param_dtype": param_dtype, "rngs": rngs}
     self.linear0 = nnx.Linear(width, width, **options)
     self.linear1 = nnx.Linear(width, width, **options)
     self.gate = None if cond_dim is None else nnx.Linear(cond_dim, width, **options)
@@ -34,7 +34,7 @@ class ResidualNetwork(nnx.Module):
   """Maps (b, n) and a condition (b, c) to (b, m); zero at first."""
 
   def __init__(self, inputs, outputs, *, width, depth, cond_dim, param_dtype, rngs):
-    options = {"param_dtype": param_dtype, "dot_general": dot_general, "rngs": rngs}
+    options = {"param_dtype": param_dtype, "rngs": rngs}
     self.cond_dim = cond_dim
     self.first = nnx.Linear(inputs + (cond_dim or 0), width, **options)
     make = lambda rngs: GatedBlock(width, cond_dim, param_dtype, rngs)
@@ -71,8 +71,7 @@ class MaskedLinear(nnx.Module):
     return jnp.where(self.mask(), self.kernel[...], 0)
 
   def __call__(self, x):
-    contracted = (((1,), (0,)), ((), ()))
-    return dot_general(x, self.masked_kernel(), contracted) + self.bias[...][None]
+    return x @ self.masked_kernel() + self.bias[...][None]
 
 
 class MaskedBlock(nnx.Module):

@@ -153,12 +153,17 @@ class RQSTransform(Transform):
 
   def _run(self, spline, value, raw):
     k, bound = self.num_bins, self.tail_bound
-    raw = widened(raw)
-    widths, heights = raw[..., :k] * self.raw_scale, raw[..., k : 2 * k] * self.raw_scale
-    return spline(
-      value, widths, heights, raw[..., 2 * k :], left=-bound, right=bound, bottom=-bound, top=bound,
-      identity_init=self.identity_init,
-    )  # fmt: skip
+
+    def run(value, raw):
+      raw = widened(raw)
+      widths, heights = raw[..., :k] * self.raw_scale, raw[..., k : 2 * k] * self.raw_scale
+      return spline(
+        value, widths, heights, raw[..., 2 * k :], left=-bound, right=bound, bottom=-bound,
+        top=bound, identity_init=self.identity_init,
+      )  # fmt: skip
+
+    # Backward passes do a spline again: storing its arrays of all bins takes longer.
+    return jax.checkpoint(run, prevent_cse=False)(value, raw)
 
   def forward(self, x, raw):
     """Return `(y, log dy/dx)` of the spline."""

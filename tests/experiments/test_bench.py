@@ -43,15 +43,10 @@ def test_every_answer_of_ours_is_right(name):
   lines = {line["peer"]: line for line in bench.measure(name, shrunk(name), rounds=1)}
   assert lines["normjax"]["right"], lines["normjax"]
   assert 0 < lines["normjax"]["min_ms"] <= lines["normjax"]["median_ms"]
-  for peer, line in lines.items():
-    # Where a peer is installed it agrees with itself in float64 at least.
-    assert "skipped" in line or line["right"] or "mean 3000" in name, peer
   assert benchmarks.WORKS[name].base != "flax" or lines["flax"]["right"] or "mean 3000" in name
 
 
-@pytest.mark.parametrize(
-  "name", ["jet sample 8 couplings", "glow sample", "jet compile 24 couplings"]
-)
+@pytest.mark.parametrize("name", ["jet sample 8 couplings", "glow sample"])
 def test_answers_of_image_flows_are_right(name, monkeypatch):
   for sizes in (_image_flows._JET, _image_flows._GLOW):
     monkeypatch.setitem(sizes, "width", 8)
