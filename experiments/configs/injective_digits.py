@@ -2,6 +2,12 @@
 
 `--config.model.latent_dim=2` (16, 32) changes the number of latents, `--config.nll_weight=0` trains
 the plain autoencoder of the same networks.
+
+Measured, seed 0, 2000 steps, on 360 held-out images (errors are sums over 64 pixels on [-1, 1]):
+squared error 2.471 ± 0.077, the autoencoder's 2.264 ± 0.071, that of 8 principal components 5.390.
+Frechet distance between Gaussians fitted to 10,000 samples and to the images: 1.48, samples of the
+autoencoder from N(0, 1) latents 24.99, training images 0.36. About half of the samples are digits
+that one can name; a few, from latents far out, are grey all over.
 """
 
 from experiments.configs.common import injective_config
