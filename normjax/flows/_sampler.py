@@ -96,11 +96,12 @@ class Sampler:
     seed: Array | None = None,
   ) -> tuple[Float[Array, "*sample_and_event"], Float[Array, "*sample"]]:
     """Draw events likewise, with their log-densities at the cost of one pass."""
-    if (key is None) == (seed is None):
+    given = [k for k in (key, seed) if k is not None]
+    if len(given) != 1:
       raise ValueError("key or seed must be given, and not both")
     shape = (sample_shape,) if isinstance(sample_shape, int) else tuple(sample_shape)
-    key, n = key if seed is None else seed, math.prod(shape)
-    x, log_prob = self.flow.sample_and_log_prob(key, n, self._conds(n))
+    n = math.prod(shape)
+    x, log_prob = self.flow.sample_and_log_prob(given[0], n, self._conds(n))
     return x.reshape(*shape, *self.event_shape), log_prob.reshape(shape)
 
 
