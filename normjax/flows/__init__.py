@@ -43,7 +43,6 @@ from normjax.flows._elementwise_coupling import (
   RQSCoupling,
   mask_to_order,
 )
-from normjax.flows._elementwise_flow import ElementwiseFlow
 from normjax.flows._emerging_conv import EmergingConv
 from normjax.flows._energy import langevin, log_normalizer, score
 from normjax.flows._exp import Exp
@@ -85,7 +84,6 @@ from normjax.flows._modified_spline import modified_spline, modified_spline_inve
 from normjax.flows._monotone import Monotone
 from normjax.flows._multi_scale import MultiScale
 from normjax.flows._multivariate_normal import MultivariateNormal
-from normjax.flows._numerical_inverse import NumericalInverse
 from normjax.flows._padded_conv import PaddedConv
 from normjax.flows._parts import Concatenate, Indexed
 from normjax.flows._periodic_conv import PeriodicConv
@@ -247,7 +245,6 @@ __all__ = [
   "Elementwise",
   "ElementwiseAffine",
   "ElementwiseCoupling",
-  "ElementwiseFlow",
   "EmergingConv",
   "Exp",
   "FeatureConditional",
@@ -285,7 +282,6 @@ __all__ = [
   "MultiScale",
   "MultivariateNormal",
   "NormalCDF",
-  "NumericalInverse",
   "POTENTIALS",
   "PaddedConv",
   "PeriodicConv",

@@ -15,16 +15,18 @@ class Monotone(Pointwise):
 
   z = f(x),  x and z (B, ...);  log_det (B,) = sum_i log f'(x_i)
 
-  The slope is f's derivative by jax, the inverse its root by `invert_monotone`. A slope of zero
-  counts as the smallest positive number.
+  The slope is f's derivative by jax, the inverse its root by `invert_monotone`, with implicit
+  gradients, also by the parameters of f. A slope of zero counts as the smallest positive number.
+  Latents that f doesn't reach have no data.
 
   Args:
-    function: maps arrays of any shape, increasing, entry by entry.
+    function: f, a function of an array of any shape, or a module that is called with one;
+      increasing, entry by entry.
     lower: the least x there is.
     upper: the largest x there is.
 
   Raises:
-    ValueError: if `lower` is not below `upper`.
+    ValueError: if `function` can't be called or `lower` is not below `upper`.
 
   Example:
     >>> import jax.numpy as jnp
@@ -41,6 +43,8 @@ class Monotone(Pointwise):
     lower: float = -jnp.inf,
     upper: float = jnp.inf,
   ):
+    if not callable(function):
+      raise ValueError(f"function must be a function of an array, got {function!r}")
     if not lower < upper:
       raise ValueError(f"lower must be below upper, got {lower} and {upper}")
     self.function, self.lower, self.upper = function, float(lower), float(upper)

@@ -5,6 +5,7 @@ from normjax.models._conditional_image_flow import ConditionalImageFlow
 from normjax.models._ebflow import ebflow_coupling, ebflow_dense
 from normjax.models._ferumal import ferumal_flow
 from normjax.models._flows import affine_coupling_flow, maf, rqs_coupling_flow
+from normjax.models._gaussianization import gaussianization_flow
 from normjax.models._glow import Glow
 from normjax.models._injective import InjectiveFlow
 from normjax.models._inpainting import InpaintingGenerator
@@ -35,6 +36,7 @@ __all__ = [
   "ebflow_coupling",
   "ebflow_dense",
   "ferumal_flow",
+  "gaussianization_flow",
   "maf",
   "rqs_coupling_flow",
 ]

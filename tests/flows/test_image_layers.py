@@ -201,11 +201,11 @@ def test_parts_leave_the_rest_alone():
 
 
 def test_elementwise_flow_keeps_its_parameters_per_entry():
-  layer = _moved(flows.ElementwiseFlow(flows.AffineTransform("tanh"), (2, 2)))
+  layer = _moved(flows.Elementwise(flows.AffineTransform("tanh"), (2, 2)))
   raw = layer.parameters.values["raw"][...]
   z, log_det = layer.forward(jnp.ones((3, 2, 2)))
   log_scale = 2 * np.tanh(raw[..., 0] / 2)
   np.testing.assert_allclose(z[1], np.exp(log_scale) + raw[..., 1], rtol=1e-6)
   np.testing.assert_allclose(log_det, log_scale.sum(), rtol=1e-5)
   with pytest.raises(ValueError, match="rngs must be given where there is a cond_dim"):
-    flows.ElementwiseFlow(flows.AffineTransform(), (2,), cond_dim=1)
+    flows.Elementwise(flows.AffineTransform(), (2,), cond_dim=1)

@@ -205,7 +205,7 @@ def test_components_are_not_equal_at_first():
     assert len(np.unique(np.round(rows, 6), axis=0)) == len(rows)
 
 
-def test_numerical_inverse_trains_what_it_inverts():
+def test_monotone_trains_what_it_inverts():
   class Steep(nnx.Module):
     def __init__(self):
       self.slope = nnx.Param(jnp.full((), 0.5))
@@ -213,7 +213,7 @@ def test_numerical_inverse_trains_what_it_inverts():
     def __call__(self, x):
       return self.slope[...] * x + jnp.arcsinh(x)
 
-  layer = flows.NumericalInverse(Steep())
+  layer = flows.Monotone(Steep())
   graphdef, params = nnx.split(layer)
   z = jnp.array([[2.0, -40.0]])
   run = lambda params: nnx.merge(graphdef, params).inverse(z)[0]
@@ -234,7 +234,7 @@ def test_bad_arguments_are_refused():
     (lambda: flows.GaussianizationTransform(0), "num_components must be"),
     (lambda: flows.UMNNTransform(num_nodes=4, rngs=nnx.Rngs(0)), "num_nodes must be odd"),
     (lambda: flows.UMNNTransform(depth=-1, rngs=nnx.Rngs(0)), "depth must be"),
-    (lambda: flows.NumericalInverse(3), "function must be"),
+    (lambda: flows.Monotone(3), "function must be"),
     (lambda: flows.Elementwise(flows.AdditiveTransform(), (0,)), "shape must be"),
   ):
     with pytest.raises(ValueError, match=match):

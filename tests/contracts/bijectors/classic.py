@@ -26,7 +26,7 @@ def _angles(seed, shape):
 
 
 def _elementwise(transform):
-  return lambda rngs: flows.ElementwiseFlow(transform, (4,))
+  return lambda rngs: flows.Elementwise(transform, (4,))
 
 
 ROWS = {
@@ -40,7 +40,7 @@ ROWS = {
     lambda rngs: flows.Concatenate(
       [
         flows.PlanarFlow(2, rngs=rngs),
-        flows.ElementwiseFlow(flows.AffineTransform(), (2,)),
+        flows.Elementwise(flows.AffineTransform(), (2,)),
       ],
       [2, 2],
     ),
@@ -50,18 +50,18 @@ ROWS = {
   "DiscreteCosine": Row(
     lambda rngs: flows.DiscreteCosine(axis=1), shape=(4, 2), bad_shapes=((BATCH,), (0, 4, 2))
   ),
-  "ElementwiseFlow": Row(
-    lambda rngs: flows.ElementwiseFlow(flows.CubicSplineTransform(3), (4,), rngs=rngs, **COND),
+  "Elementwise": Row(
+    lambda rngs: flows.Elementwise(flows.CubicSplineTransform(3), (4,), rngs=rngs, **COND),
     **FLAT_COND,
   ),
-  "ElementwiseFlow/bounded": Row(
+  "Elementwise/bounded": Row(
     _elementwise(flows.BoundedRQSTransform(3)), **FLAT, data=unit, latents=unit
   ),
-  "ElementwiseFlow/circular": Row(
+  "Elementwise/circular": Row(
     _elementwise(flows.CircularRQSTransform(3)), **FLAT, data=_angles, latents=_angles
   ),
-  "ElementwiseFlow/linear": Row(_elementwise(flows.LinearSplineTransform(3)), **FLAT),
-  "ElementwiseFlow/quadratic": Row(_elementwise(flows.QuadraticSplineTransform(3)), **FLAT),
+  "Elementwise/linear": Row(_elementwise(flows.LinearSplineTransform(3)), **FLAT),
+  "Elementwise/quadratic": Row(_elementwise(flows.QuadraticSplineTransform(3)), **FLAT),
   "Exp": Row(
     lambda rngs: flows.Exp(), **FREE, latents=lambda seed, shape: jnp.exp(real(seed, shape))
   ),
