@@ -3,6 +3,21 @@
 "crescent": 1500 examples in blocks of heavy-tailed sizes, each with a correlation from 0.5 to 0.99;
 "equal": all correlations 0.8; "none": 0. "weather": all hours of 40 days at three airports, scored
 on other days; a day's rows are alike, if not equally so, as "fixed" and "learned" take them.
+
+Measured, test -log p in nats (mean ± standard deviation over seeds 0, 1, 2, each with data of its
+own; 3.4 CPU minutes):
+
+  crescent  independent 2.444 ± 0.167, fixed 2.002 ± 0.096, learned 1.997 ± 0.076 (rho 0.767 ±
+            0.023), true 2.073 ± 0.122; the entropy is 1.838
+  equal     independent 2.648 ± 0.161, fixed 1.909 ± 0.058, learned 1.899 ± 0.081 (rho 0.780 ±
+            0.023), true 1.894 ± 0.059
+  none      independent 1.861 ± 0.032, fixed 2.488 ± 0.070, learned 1.900 ± 0.066 (rho 0.263 ±
+            0.126, still falling from 0.5)
+  weather   independent 2.477 ± 0.598, fixed 5.118 ± 0.359, learned 3.982 ± 0.131 (rho 0.870 ±
+            0.003)
+
+The correlation is found and helps where blocks are what the likelihood says. It does not help with
+the weather: hours of a day differ by more than one number tells.
 """
 
 from ml_collections import ConfigDict
