@@ -85,9 +85,9 @@ def _maf(settings: Settings, rngs: nnx.Rngs) -> flows.Flow:
 
 
 def _spline_autoregressive(settings: Settings, rngs: nnx.Rngs) -> flows.Flow:
-  transform = flows.RQSTransform(tail_bound=_BOUND, identity_init=True)
+  transform = lambda: flows.RQSTransform(tail_bound=_BOUND, identity_init=True)
   make = lambda rngs, order: flows.MaskedAutoregressive(
-    2, transform, order=order, width=settings.width, rngs=rngs
+    2, transform(), order=order, width=settings.width, rngs=rngs
   )
   return _layers(make, settings, rngs)
 
