@@ -7,7 +7,8 @@ Measured, seed 0, 2000 steps, on 360 held-out images (errors are sums over 64 pi
 squared error 2.471 ± 0.077, the autoencoder's 2.264 ± 0.071, that of 8 principal components 5.390.
 Frechet distance between Gaussians fitted to 10,000 samples and to the images: 1.48, samples of the
 autoencoder from N(0, 1) latents 24.99, training images 0.36. About half of the samples are digits
-that one can name; a few, from latents far out, are grey all over.
+that one can name; a few, from latents far out, are grey all over. With 32 latents the flow's
+squared error is 0.596 ± 0.021 (components 0.593) and the distance of its samples 0.70.
 """
 
 from experiments.configs.common import injective_config
