@@ -90,6 +90,11 @@ class BatchNormFlow(Bijector):
     if use_running_average is not None:
       self.use_running_average = use_running_average
 
+  @property
+  def constant_logdet(self):
+    """Whether it is that of the running statistics."""
+    return self.use_running_average
+
   def forward(self, x, cond=None):
     """Return `(z, log_det)`."""
     check_features("x", x, self.features)

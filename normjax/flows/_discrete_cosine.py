@@ -35,6 +35,11 @@ class DiscreteCosine(Bijector):
       raise ValueError("axis must not be 0, the axis of the batch, got 0")
     self.axis = axis
 
+  @property
+  def constant_logdet(self):
+    """True: zero."""
+    return True
+
   def forward(self, x, cond=None):
     """Return `(z, log_det)`, with log_det zero."""
     return self._multiply("x", x, lambda matrix: matrix.T)

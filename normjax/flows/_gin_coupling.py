@@ -37,6 +37,11 @@ class GINCoupling(ElementwiseCoupling):
   def __init__(self, order: Int[Array, "d"], **options):
     super().__init__(AffineTransform("tanh"), order, **options)
 
+  @property
+  def constant_logdet(self):
+    """True: volume stays."""
+    return True
+
   def transform(self, x2, theta):
     """Return `(s x2 + t, 0)`."""
     log_scale, shift = _parameters(theta)

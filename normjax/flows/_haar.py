@@ -34,6 +34,11 @@ class HaarSqueeze(Bijector):
   def __init__(self):
     self.squeeze = Squeeze(2, order="subpixel_major")
 
+  @property
+  def constant_logdet(self):
+    """True: zero."""
+    return True
+
   def forward(self, x, cond=None):
     """Return `(z, log_det)`, with log_det zero."""
     return _mix(self.squeeze.forward(x)[0], _WAVELETS), log_det_zeros(x)

@@ -209,8 +209,9 @@ class ModifiedRQSTransform(Transform):
   def inverse(self, y, raw):
     """Return `(f^-1(y - t), -log f')`."""
     w, h, d, t = (raw[..., i] for i in range(4))
-    options = {"bound": self.bound, "minimum": self.minimum}
-    x, log_abs_det = modified_spline_inverse(widened(y) - t, w, h, d, **options)
+    x, log_abs_det = modified_spline_inverse(
+      widened(y) - t, w, h, d, bound=self.bound, minimum=self.minimum
+    )
     return x.astype(y.dtype), log_abs_det
 
 
