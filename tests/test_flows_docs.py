@@ -30,10 +30,8 @@ def test_the_table_of_peers_names_what_there_is():
 
 
 def test_every_gap_has_a_reason():
-  table, reasons = TEXT.split("(1) ", 1)
-  numbers = {
-    int(n) for line in table.splitlines() for n in re.findall(r"not built[^|]*\((\d+)\)", line)
-  }
-  assert numbers
-  for number in numbers - {1}:
-    assert f"({number}) " in reasons
+  table, reasons = TEXT.split("\n(1) ")
+  numbers = set(re.findall(r"not built[^|]*(\(\d+\))", table))
+  assert len(numbers) > 5
+  for number in numbers - {"(1)"}:
+    assert f"{number} " in reasons
