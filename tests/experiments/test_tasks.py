@@ -164,7 +164,7 @@ def test_noise_takes_the_place_of_dequantization():
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    ({"flow": "tarflw"}, "config.flow must be one of jet, tarflow, .*did you mean tarflow"),
+    ({"flow": "tarflw"}, "config.flow must be one of glow, jet, tarflow, .*did you mean tarflow"),
     ({"noise": -0.1}, "config.noise must be at least 0, got -0.1"),
   ],
 )
