@@ -94,7 +94,8 @@ def bench(only: list[str], out: str, rounds: int) -> list[dict]:
       )  # fmt: skip
       found = json.loads(done.stdout.splitlines()[-1])
       lines += [line | {"allocator": mode, "load": load} for line in found]
-  (folder / "bench.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+      # After each work: a run that is stopped keeps what it has measured.
+      (folder / "bench.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
   (folder / "bench.md").write_text(table(lines, rounds))
   print(table(lines, rounds))
   for file in (folder / "bench.jsonl", folder / "bench.md", figure(lines, folder / "bench.png")):
