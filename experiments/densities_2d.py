@@ -200,17 +200,17 @@ def picture(drawn: dict, path: Path) -> Path:
   columns = 1 + 2 * len(families)
   size = {"figsize": (1.35 * columns, 1.42 * len(drawn)), "squeeze": False}
   figure, panels = plt.subplots(len(drawn), columns, layout="constrained", **size)
-  for row, (name, found) in zip(panels, drawn.items(), strict=True):
+  for number, (row, (name, found)) in enumerate(zip(panels, drawn.items(), strict=True)):
     half, points = found["half"], found["data"]
     # One scale in a row; the brightest cells of a sharp density would darken all others.
     top = max(np.quantile(density, 0.995) for density, _ in found["flows"].values())
     _scatter(row[0], points, half)
     row[0].set_ylabel(name.replace("_", " "), fontsize=9)
-    row[0].set_title("data" if row is panels[0] else "", fontsize=9)
+    row[0].set_title("" if number else "data", fontsize=9)
     for i, (family, (density, samples)) in enumerate(found["flows"].items()):
       left, right = row[1 + 2 * i], row[2 + 2 * i]
       left.imshow(density, extent=(-half, half, -half, half), cmap="magma", vmin=0, vmax=top)
-      left.set_title(family if row is panels[0] else "", fontsize=9)
+      left.set_title("" if number else family, fontsize=9)
       _scatter(right, samples, half)
   for axes in panels.ravel():
     axes.set(xticks=[], yticks=[])
