@@ -39,12 +39,9 @@ def compare(grid: ConfigDict, out: str, workers: int = 2) -> list[dict]:
   comparison.claim(folder, grid.to_dict(), {"norms": "norms", "warmups": "norms"})
   cells = [cell(grid, norm, i) for i in range(len(grid.batch_sizes)) for norm in grid.norms]
   report = lambda: comparison.report(grid, folder, [tuning.result(folder, c) for c in cells])
-  tuning.run_all(folder, cells, lambda cell: make_execute(grid, arrays, cell), workers, report)
-  rows, files = report()
-  print(files[0].read_text())
-  for file in files:
-    print(f"wrote {file}")
-  return rows
+  return tuning.run_all(
+    folder, cells, lambda cell: make_execute(grid, arrays, cell), workers, report
+  )
 
 
 def cell(grid: ConfigDict, norm: str, i: int) -> tuning.Cell:

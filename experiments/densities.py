@@ -48,12 +48,7 @@ def densities(grid: ConfigDict, out: str, workers: int = 2) -> list[dict]:
     for column in (grid.peer_columns if peer_flows.library(flow) else grid.columns)
   ]
   report = lambda: density_table.report(grid, folder, [tuning.result(folder, c) for c in cells])
-  tuning.run_all(folder, cells, lambda cell: make_execute(grid, cell), workers, report)
-  rows, files = report()
-  print(files[0].read_text())
-  for file in files:
-    print(f"wrote {file}")
-  return rows
+  return tuning.run_all(folder, cells, lambda cell: make_execute(grid, cell), workers, report)
 
 
 def rows_of(grid: ConfigDict) -> list[str]:
@@ -114,16 +109,27 @@ def make_execute(grid: ConfigDict, cell: tuning.Cell) -> tuning.Execute:
     return lambda lr, seed: follow(train(arrays(seed), lr, seed))
   task = tasks.make(config)
   run = tuning.make_points(task, config, grid.points)
+  return lambda lr, seed: follow(scored(run, config, arrays(seed), lr, seed))
 
-  def points(lr, seed):
-    parts = arrays(seed)
-    whole = (tuning.whole_batches(config, parts[k]) for k in ("validation", "test"))
-    train, validation, test = jax.device_put((parts["train"], *whole))
-    for point in run(train, lr, seed):
-      size = sum(leaf.size for leaf in jax.tree.leaves(point.state["params"]))
-      yield point.step, point.loss, point.finite, point.score(validation), point.score(test), size
 
-  return lambda lr, seed: follow(points(lr, seed))
+def scored(run, config: ConfigDict, parts: dict, lr: float, seed: int, watch=lambda params: None):
+  """Yield step, loss, finite, validation score, test score and size of a run at its points.
+
+  Args:
+    run: as `tuning.make_points` returns it.
+    config: of the run.
+    parts: its "train", "validation" and "test" examples.
+    lr: its learning rate.
+    seed: its seed.
+    watch: sees the parameters at every point.
+  """
+  whole = (tuning.whole_batches(config, parts[k]) for k in ("validation", "test"))
+  train, validation, test = jax.device_put((parts["train"], *whole))
+  for point in run(train, lr, seed):
+    params = point.state["params"]
+    watch(params)
+    size = sum(leaf.size for leaf in jax.tree.leaves(params))
+    yield point.step, point.loss, point.finite, point.score(validation), point.score(test), size
 
 
 def follow(points) -> dict:

@@ -22,7 +22,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from experiments import command, comparison, data, density_table, tasks, tuning
-from experiments.densities import follow
+from experiments.densities import follow, scored
 from normjax.flows import (
   DEPENDENT_WARPS,
   block_log_prob,
@@ -35,7 +35,7 @@ FLAGS = flags.FLAGS
 OBJECTIVES = ("independent", "fixed", "learned", "true")
 
 
-class Dependent:
+class Dependent(tasks.Task):
   """What `experiments.tuning` needs to know: a flow, its joint loss, its independent score.
 
   Args:
@@ -44,7 +44,6 @@ class Dependent:
     dim: columns of the data.
   """
 
-  start = None
   whole = ("block", "rho")
 
   def __init__(self, config: ConfigDict, objective: str, dim: int):
@@ -101,12 +100,7 @@ def dependent(grid: ConfigDict, out: str, workers: int = 2) -> list[dict]:
   report = lambda: density_table.report(
     grid, folder, [tuning.result(folder, c) for c in cells], ("rho",)
   )
-  tuning.run_all(folder, cells, lambda cell: make_execute(grid, cell), workers, report)
-  rows, files = report()
-  print(files[0].read_text())
-  for file in files:
-    print(f"wrote {file}")
-  return rows
+  return tuning.run_all(folder, cells, lambda cell: make_execute(grid, cell), workers, report)
 
 
 def cell(grid: ConfigDict, objective: str, column: str) -> tuning.Cell:
@@ -163,18 +157,12 @@ def make_execute(grid: ConfigDict, cell: tuning.Cell) -> tuning.Execute:
     parts, learned = blocks_of(spec, seed), []
     if objective in constant:
       parts["train"]["rho"] = np.full_like(parts["train"]["rho"], constant[objective])
-    whole = (tuning.whole_batches(config, parts[k]) for k in ("validation", "test"))
-    train, validation, test = jax.device_put((parts["train"], *whole))
 
-    def points():
-      for point in run(train, lr, seed):
-        params = point.state["params"]
-        if objective == "learned":
-          learned.append(float(sigmoid_correlation(config.speed * np.asarray(params["raw"]))))
-        size = sum(leaf.size for leaf in jax.tree.leaves(params))
-        yield point.step, point.loss, point.finite, point.score(validation), point.score(test), size
+    def watch(params):
+      if objective == "learned":
+        learned.append(float(sigmoid_correlation(config.speed * np.asarray(params["raw"]))))
 
-    result = follow(points())
+    result = follow(scored(run, config, parts, lr, seed, watch))
     if objective == "learned":
       result |= {"rho": learned[result["step"].index(result["best_step"])], "rho_curve": learned}
     return result

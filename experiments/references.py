@@ -130,13 +130,17 @@ def _fit_mixture(
       random_state=seed,
       **(_start(components, d) if kind == "diag" else {}),
     )
-    with warnings.catch_warnings():
-      # A mixture that could still be a little better is good enough.
-      warnings.simplefilter("ignore", ConvergenceWarning)
-      return mixture.fit(gaussian.whiten(images, rows, rng))
+    return fit_quietly(mixture, gaussian.whiten(images, rows, rng))
 
   scores = [fit(images[cut:], *setting).score(chosen) if cut else 0.0 for setting in grid]
   return fit(images, *grid[int(np.argmax(scores))])
+
+
+def fit_quietly(mixture: GaussianMixture, rows: np.ndarray) -> GaussianMixture:
+  """Fit a mixture; one that could still be a little better is good enough."""
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore", ConvergenceWarning)
+    return mixture.fit(rows)
 
 
 def _start(components: int, d: int) -> dict[str, np.ndarray]:

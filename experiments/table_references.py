@@ -1,11 +1,10 @@
 """What simple densities reach on the same split of a table: the numbers that a flow must beat."""
 
-import warnings
-
 import numpy as np
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 from threadpoolctl import threadpool_limits
+
+from experiments.references import fit_quietly
 
 # Chosen by a fifth of the training rows; one component is the full-covariance Gaussian.
 _COMPONENTS = (1, 5, 20)
@@ -60,7 +59,4 @@ def _components(train: np.ndarray, seed: int, tiny: bool) -> int:
 
 def _fit(rows: np.ndarray, components: int, seed: int, tiny: bool) -> GaussianMixture:
   mixture = GaussianMixture(components, random_state=seed, max_iter=2 if tiny else 100)
-  with warnings.catch_warnings():
-    # A mixture that could still be a little better is good enough.
-    warnings.simplefilter("ignore", ConvergenceWarning)
-    return mixture.fit(np.asarray(rows, np.float64))
+  return fit_quietly(mixture, np.asarray(rows, np.float64))

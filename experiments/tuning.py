@@ -63,9 +63,12 @@ def run_all(
   cells: Sequence[Cell],
   make_execute: Callable[[Cell], Execute],
   workers: int,
-  report: Callable[[], Any],
-) -> None:
-  """Do what is missing, several cells at a time, and report after each cell."""
+  report: Callable[[], tuple[list[dict[str, Any]], list[Path]]],
+) -> list[dict[str, Any]]:
+  """Do what is missing, several cells at a time; report after each cell, print, return the rows.
+
+  `report()` writes the table, first of all, and further files, and returns its rows and the files.
+  """
   left = [missing(folder, cell) for cell in cells]
   todo, start, finished = sum(left), time.monotonic(), 0
   logging.info("%d cells, %d runs to do", len(cells), todo)
@@ -82,6 +85,11 @@ def run_all(
       to_go = (time.monotonic() - start) / finished * (todo - finished)
       logging.info("%d/%d runs, %.0f s to go; %s done", finished, todo, to_go, cell.stem)
       report()
+  rows, files = report()
+  print(files[0].read_text())
+  for file in files:
+    print(f"wrote {file}")
+  return rows
 
 
 def run_cell(folder: Path, cell: Cell, make_execute: Callable[[Cell], Execute]) -> None:
@@ -172,11 +180,11 @@ def make_points(task: Any, config: ConfigDict, points: int):
   """Return `run(train, lr, seed)`, which yields `points` points and compiles once for all runs.
 
   Args:
-    task: the task; its attribute `whole`, if any, names arrays that a batch holds as they are.
+    task: the task, see `experiments.tasks.Task`.
     config: as for `experiments.train`; its `total_steps` is a multiple of `points`.
     points: of a curve.
   """
-  steps, whole = config.total_steps, getattr(task, "whole", ())
+  steps, whole = config.total_steps, task.whole
 
   def steps_at(lr):
     return make_steps(task, make_optimizer(config.optimizer, steps, lr), config.ema_decay)

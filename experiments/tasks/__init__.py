@@ -30,6 +30,7 @@ from experiments.tasks._score_matching import ScoreMatching
 from experiments.tasks._scoring import score_all, spread
 from experiments.tasks._style import Style
 from experiments.tasks._table_density import TableDensity
+from experiments.tasks._task import Task
 
 TASKS = {
   "classification": Classification,
@@ -77,6 +78,7 @@ __all__ = [
   "ScoreMatching",
   "Style",
   "TableDensity",
+  "Task",
   "chosen",
   "interpolations",
   "make",

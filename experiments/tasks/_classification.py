@@ -10,12 +10,13 @@ import optax
 from ml_collections import ConfigDict
 
 from experiments import data, plots
-from experiments.tasks._scoring import markdown, over_held_out, spread
+from experiments.tasks._scoring import markdown, over_held_out
+from experiments.tasks._task import Task
 
 _CLASSES = {"mlp": "MLP", "resnet": "ResNet", "vit": "ViT", "lstm": "LSTMClassifier"}
 
 
-class Classification:
+class Classification(Task):
   """What the training loop and the evaluation need to know about classifiers.
 
   The config chooses a model (`model.name`) and its norm (`norm.name`, None for none) apart from
@@ -72,10 +73,6 @@ class Classification:
     del key, draws
     wrong = jnp.argmax(model(self.inputs(batch["image"])), -1) != batch["label"]
     return wrong.astype(jnp.float32)
-
-  def evaluation_arrays(self, count=None):
-    """Return `count` held-out examples, or all, spread evenly over the set."""
-    return spread(self.dataset.test, count)
 
   def evaluate(self, model):
     """Return how a model in evaluation mode does on all held-out images.

@@ -1,6 +1,5 @@
 """Density estimation of images: a flow under a standard normal, scored in bits per dimension."""
 
-import math
 from pathlib import Path
 
 import jax
@@ -10,7 +9,8 @@ from ml_collections import ConfigDict
 from experiments import data, plots
 from experiments.references import references
 from experiments.tasks._density_pictures import density_pictures
-from experiments.tasks._scoring import markdown, score_all, spread
+from experiments.tasks._scoring import markdown, mean_and_error, score_all
+from experiments.tasks._task import Task
 from normjax import flows
 
 _FLOWS = {
@@ -21,7 +21,7 @@ _FLOWS = {
 _DEQUANTIZERS = ("uniform", "variational")
 
 
-class Density:
+class Density(Task):
   """What the training loop and the evaluation need to know about image densities.
 
   Attributes:
@@ -31,6 +31,7 @@ class Density:
   """
 
   metric = "bits_per_dim"
+  variational = False  # whether a dequantizer is trained with the flow
 
   def __init__(self, config: ConfigDict):
     self.config = config
@@ -44,7 +45,6 @@ class Density:
       raise ValueError(f"config.noise must be at least 0, got {config.noise}")
     options = {"shape": shape, **config.model.to_dict(), "num_classes": self.num_classes}
     self.model = {"class": _FLOWS[config.flow], "kwargs": options}
-    self.start = None
     if config.flow == "glow":  # A flow already: its latents are vectors, its ActNorms want data.
       self.start = self._start
     else:
@@ -107,10 +107,6 @@ class Density:
 
     return jnp.mean(jax.lax.map(one, jax.random.split(key, draws)), axis=0)
 
-  def evaluation_arrays(self, count=None):
-    """Return `count` held-out examples, or all, spread evenly over the set."""
-    return spread(self.dataset.test, count)
-
   def evaluate(self, flow, draws=None):
     """Return the bits per dimension of all held-out images, next to simple densities.
 
@@ -126,10 +122,11 @@ class Density:
     if draws < 1:
       raise ValueError(f"draws must be at least 1, got {draws}")
     scores = score_all(self, flow, draws)
+    mean, error = mean_and_error(scores)
     tiny = len(self.dataset.train["image"]) < 500 or self.config.total_steps < 50
     return {
-      "bits_per_dim": float(scores.mean()),
-      "bits_per_dim_se": float(scores.std(ddof=1) / math.sqrt(len(scores))),
+      "bits_per_dim": mean,
+      "bits_per_dim_se": error,
       "references": references(self.dataset, self.config.seed, tiny=tiny),
       "draws": draws,
       "examples": len(scores),

@@ -9,13 +9,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments import data, plots
-from experiments.tasks._scoring import markdown, over_held_out, score_all, spread
+from experiments.tasks._scoring import markdown, mean_and_error, over_held_out, score_all
+from experiments.tasks._task import Task
 from normjax import flows
 
 _ROW = 12  # pictures in a row
 
 
-class Injective:
+class Injective(Task):
   """What the training loop and the evaluation need to know about injective flows of images.
 
   Pixels x are the middles of their bins, on [-1, 1] by the config's map; the loss is
@@ -74,10 +75,6 @@ class Injective:
     del key, draws
     return jnp.sum((self.reconstruct(model, batch) - self.inputs(batch["image"])) ** 2, axis=1)
 
-  def evaluation_arrays(self, count=None):
-    """Return `count` held-out examples, or all, spread evenly over the set."""
-    return spread(self.dataset.test, count)
-
   def evaluate(self, model):
     """Return how well all held-out images are reconstructed and how well samples match them.
 
@@ -88,6 +85,7 @@ class Injective:
       images, and `frechet_train`, the same of the training images; `examples`.
     """
     scores = score_all(self, model)
+    mean, error = mean_and_error(scores)
     log_prob = over_held_out(
       self, model,
       lambda model, batch, key: flows.injective_log_prob(
@@ -97,8 +95,8 @@ class Injective:
     train, test = (np.asarray(self.inputs(part["image"])) for part in self.dataset[:2])
     samples = jax.jit(lambda model: model.sample(jax.random.key(self.config.seed), 10_000))(model)
     return {
-      "squared_error": float(scores.mean()),
-      "squared_error_se": float(scores.std(ddof=1) / math.sqrt(len(scores))),
+      "squared_error": mean,
+      "squared_error_se": error,
       "pca": float(np.mean(np.sum((principal(train, test, self.latent_dim) - test) ** 2, axis=1))),
       "log_prob": float(log_prob.mean()),
       "frechet": frechet(np.asarray(samples), test),

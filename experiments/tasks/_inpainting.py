@@ -1,6 +1,5 @@
 """Inpainting: images with a random rectangular hole, scored by the squared error in the hole."""
 
-import math
 from pathlib import Path
 
 import jax
@@ -9,12 +8,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments import data, plots
-from experiments.tasks._scoring import markdown, over_held_out, spread
+from experiments.tasks._scoring import markdown, mean_and_error, over_held_out, spread
+from experiments.tasks._task import Task
 
 _TRIPLES = 4  # in a row of the picture
 
 
-class Inpainting:
+class Inpainting(Task):
   """What the training loop and the evaluation need to know about generators that fill holes.
 
   Each training image has a new hole at each step; a held-out image always has the same one, drawn
@@ -126,9 +126,9 @@ class Inpainting:
     least = (self.dataset.num_levels - 1) ** -2 / 12
     decibel = lambda mse: -10 * np.log10(np.maximum(mse, least))
     values = {"hole_mse": mse, "psnr_hole": decibel(mse), "psnr_whole": decibel(share * mse)}
-    mean = {name: float(v.mean()) for name, v in values.items()}
-    error = {f"{name}_se": float(v.std(ddof=1) / math.sqrt(len(v))) for name, v in values.items()}
-    return mean | error
+    found = {name: mean_and_error(v) for name, v in values.items()}
+    mean = {name: value for name, (value, _) in found.items()}
+    return mean | {f"{name}_se": error for name, (_, error) in found.items()}
 
   def table(self, result):
     """Return the Markdown table of an evaluation."""

@@ -4,7 +4,6 @@ Scored by the conditional bits per dimension, by how near samples come to the im
 samples explode, given measurements like those of training and given others.
 """
 
-import math
 from pathlib import Path
 
 import jax
@@ -15,13 +14,14 @@ from ml_collections import ConfigDict
 from experiments import data, plots
 from experiments.tasks._measurements import PROBLEMS, condition, unfamiliar
 from experiments.tasks._robustness import robustness
-from experiments.tasks._scoring import markdown, over_held_out, score_all, spread
+from experiments.tasks._scoring import markdown, mean_and_error, over_held_out, score_all
+from experiments.tasks._task import Task
 from normjax import flows
 
 _SHOWN = 8  # conditions in a picture
 
 
-class InverseProblems:
+class InverseProblems(Task):
   """What the training loop and the evaluation need to know about conditional image flows.
 
   Attributes:
@@ -86,10 +86,6 @@ class InverseProblems:
     one = lambda key: model.sample(key, len(y), condition(y), temperature)
     return jax.lax.map(one, jax.random.split(key, draws))
 
-  def evaluation_arrays(self, count=None):
-    """Return `count` held-out examples, or all, spread evenly over the set."""
-    return spread(self.dataset.test, count)
-
   def evaluate(self, model, draws=None):
     """Return how a model in evaluation mode does on held-out images and on other measurements.
 
@@ -107,14 +103,15 @@ class InverseProblems:
     if draws < 2:
       raise ValueError(f"draws must be at least 2, got {draws}")
     bits = score_all(self, model)
+    mean, error = mean_and_error(bits)
     errors = over_held_out(
       self, model, lambda *arguments: self._errors(*arguments, draws), self.config.eval.restored
     )
     names = ("sample", "mean", "temperature 0", "simple")
-    psnr = {name: _mean_and_error(v) for name, v in zip(names, errors.T, strict=True)}
+    psnr = {name: mean_and_error(v) for name, v in zip(names, errors.T, strict=True)}
     return {
-      "bits_per_dim": float(bits.mean()),
-      "bits_per_dim_se": float(bits.std(ddof=1) / math.sqrt(len(bits))),
+      "bits_per_dim": mean,
+      "bits_per_dim_se": error,
       "psnr": psnr,
       "restored": len(errors),
       "robustness": robustness(self, model, draws),
@@ -198,7 +195,3 @@ class InverseProblems:
 def _unit(x):
   """Return samples on [-1, 1] as images on [0, 1]; what is not finite is white."""
   return jnp.clip(jnp.nan_to_num(x, nan=1.0) / 2 + 0.5, 0, 1)
-
-
-def _mean_and_error(values):
-  return float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values)))

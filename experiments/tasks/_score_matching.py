@@ -25,7 +25,7 @@ class ScoreMatching(Density):
 
   def __init__(self, config: ConfigDict):
     data.check_name("config.objective.name", config.objective.name, OBJECTIVES)
-    self.config, self.num_classes, self.variational = config, None, False
+    self.config, self.num_classes = config, None
     self.dataset = data.load(config.data.name, **config.data.options)
     spec = lambda name, **kwargs: {"class": f"normjax.{name}", "kwargs": kwargs}
     logit = [

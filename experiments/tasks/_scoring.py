@@ -1,5 +1,6 @@
 """One function of a model, over all held-out examples."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -28,6 +29,11 @@ def over_held_out(
     full = {name: np.resize(array, (size, *array.shape[1:])) for name, array in batch.items()}
     results.append(np.asarray(function(model, full, jax.random.fold_in(key, i)))[:rows])
   return np.concatenate(results)
+
+
+def mean_and_error(values: np.ndarray) -> tuple[float, float]:
+  """Return the mean of examples' values (n,) and its standard error."""
+  return float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values)))
 
 
 def spread(arrays: dict[str, np.ndarray], count: int | None) -> dict[str, np.ndarray]:

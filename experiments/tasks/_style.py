@@ -4,7 +4,6 @@ The layout of an image is made of the image itself: the bright pixels carry the 
 the others a label of their own.
 """
 
-import math
 from pathlib import Path
 
 import jax
@@ -13,11 +12,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments import data, plots
-from experiments.tasks._scoring import markdown, score_all, spread
+from experiments.tasks._scoring import markdown, mean_and_error, score_all
 from experiments.tasks._style_pictures import colour_transfers, layout_threes
+from experiments.tasks._task import Task
 
 
-class Style:
+class Style(Task):
   """What the training loop and the evaluation need to know about images of a given layout.
 
   `config.model.condition` is "spade" or "input": whether the norms see the layout, or only the
@@ -75,10 +75,6 @@ class Style:
     error = jnp.abs(self.draw(model, batch) - self.inputs(batch["image"]))
     return jnp.mean(error, (1, 2, 3))
 
-  def evaluation_arrays(self, count=None):
-    """Return `count` held-out examples, or all, spread evenly over the set."""
-    return spread(self.dataset.test, count)
-
   def evaluate(self, model):
     """Return the absolute error of a model in evaluation mode on all held-out images.
 
@@ -87,9 +83,10 @@ class Style:
       for each label of a layout, and of the best image for each class; `examples`.
     """
     scores = score_all(self, model)
+    mean, error = mean_and_error(scores)
     return {
-      "l1": float(scores.mean()),
-      "l1_se": float(scores.std(ddof=1) / math.sqrt(len(scores))),
+      "l1": mean,
+      "l1_se": error,
       "references": self._references(),
       "examples": len(scores),
     }

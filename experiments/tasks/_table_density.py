@@ -1,6 +1,5 @@
 """Density estimation of tables: a flow under a standard normal, scored in nats per example."""
 
-import math
 from pathlib import Path
 
 import jax
@@ -9,7 +8,8 @@ from ml_collections import ConfigDict
 
 from experiments import data, plots
 from experiments.table_references import table_references
-from experiments.tasks._scoring import markdown, score_all, spread
+from experiments.tasks._scoring import markdown, mean_and_error, score_all
+from experiments.tasks._task import Task
 from normjax import flows
 
 _FLOWS = {
@@ -20,7 +20,7 @@ _FLOWS = {
 }
 
 
-class TableDensity:
+class TableDensity(Task):
   """What the training loop and the evaluation need to know about densities of tables.
 
   `config.flow` chooses the model, `config.model` holds the options of each.
@@ -40,7 +40,8 @@ class TableDensity:
     data.check_name("config.flow", config.flow, _FLOWS)
     options = {"dim": self.dataset.shape[0], **config.model[config.flow].to_dict()}
     self.model = {"class": f"normjax.models.{_FLOWS[config.flow]}", "kwargs": options}
-    self.start = self._start if config.flow == "ferumal" else None
+    if config.flow == "ferumal":
+      self.start = self._start
 
   def _start(self, flow, batch, key):
     del key
@@ -57,10 +58,6 @@ class TableDensity:
     del key, draws
     return -flow.log_prob(batch["x"])
 
-  def evaluation_arrays(self, count=None):
-    """Return `count` held-out examples, or all, spread evenly over the set."""
-    return spread(self.dataset.test, count)
-
   def evaluate(self, flow):
     """Return the nats per example of all held-out rows, next to simple densities.
 
@@ -69,11 +66,12 @@ class TableDensity:
       mean under a Gaussian and a Gaussian mixture, and `examples`.
     """
     scores = score_all(self, flow)
+    mean, error = mean_and_error(scores)
     train, test = self.dataset.train["x"], self.dataset.test["x"]
     tiny = self.config.total_steps < 50
     return {
-      "nats": float(scores.mean()),
-      "nats_se": float(scores.std(ddof=1) / math.sqrt(len(scores))),
+      "nats": mean,
+      "nats_se": error,
       "references": table_references(train, test, self.config.seed, tiny=tiny),
       "examples": len(scores),
     }

@@ -89,13 +89,13 @@ class ActNorm(Bijector):
     """Return `(exp(log_scale) x + shift, log_det)`."""
     check_features("x", x, self.features)
     log_scale, shift = self._parameters(x)
-    return (jnp.exp(log_scale) * x + shift).astype(x.dtype), _log_det(x, log_scale)
+    return (jnp.exp(log_scale) * x + shift).astype(x.dtype), scaling_log_det(x, log_scale)
 
   def inverse(self, z, cond=None):
     """Return `((z - shift) exp(-log_scale), log_det)`."""
     check_features("z", z, self.features)
     log_scale, shift = self._parameters(z)
-    return ((z - shift) * jnp.exp(-log_scale)).astype(z.dtype), _log_det(z, -log_scale)
+    return ((z - shift) * jnp.exp(-log_scale)).astype(z.dtype), scaling_log_det(z, -log_scale)
 
   def data_init(self, x, cond=None):
     """Set the parameters so that `forward(x)` is standardized; return it."""
@@ -151,6 +151,7 @@ class ActNorm(Bijector):
     return mean, jnp.where(constant, jnp.nan, log_std)
 
 
-def _log_det(x, log_scale):
+def scaling_log_det(x, log_scale):
+  """Return the log-determinant (b,) of channels scaled alike at every position."""
   positions = math.prod(x.shape[1:-1])
   return jnp.broadcast_to(positions * jnp.sum(log_scale), x.shape[:1])

@@ -5,22 +5,17 @@ in `update_statistics`, a function that is called once per training step, so tha
 traced, scanned and differentiated at will; and the variance is the biased one throughout.
 """
 
-import math
-from typing import TypeVar
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PyTree
 
-from normjax.flows._act_norm import ActNorm
+from normjax.flows._act_norm import ActNorm, scaling_log_det
 from normjax.flows._bijector import Bijector
 from normjax.flows._checks import check_features
-from normjax.flows._flow import Flow
+from normjax.flows._flow import T, copied, visit_from_data
 from normjax.flows._widened import widened
-
-T = TypeVar("T", Bijector, Flow)
 
 
 class BatchNormFlow(Bijector):
@@ -102,7 +97,7 @@ class BatchNormFlow(Bijector):
     mean, var = self._running(rows.dtype) if self.use_running_average else self._moments(rows)
     log_gain = self._log_gain(var)
     z = (rows - mean[None]) * jnp.exp(log_gain)[None] + self._bias(rows.dtype)
-    return z.reshape(x.shape).astype(x.dtype), self._log_det(x, log_gain)
+    return z.reshape(x.shape).astype(x.dtype), scaling_log_det(x, log_gain)
 
   def inverse(self, z, cond=None):
     """Return `(x, log_det)` with the running statistics."""
@@ -116,7 +111,7 @@ class BatchNormFlow(Bijector):
     mean, var = self._running(rows.dtype)
     log_gain = self._log_gain(var)
     x = (rows - self._bias(rows.dtype)) * jnp.exp(-log_gain)[None] + mean[None]
-    return x.reshape(z.shape).astype(z.dtype), -self._log_det(z, log_gain)
+    return x.reshape(z.shape).astype(z.dtype), -scaling_log_det(z, log_gain)
 
   def data_init(self, x, cond=None):
     """Set the running statistics to those of `x`, or move them; return the latent."""
@@ -145,9 +140,6 @@ class BatchNormFlow(Bijector):
 
   def _bias(self, dtype):
     return self.bias[...].astype(dtype)[None]
-
-  def _log_det(self, x, log_gain):
-    return jnp.broadcast_to(math.prod(x.shape[1:-1]) * jnp.sum(log_gain), x.shape[:1])
 
 
 def update_statistics(flow: T, x: Float[Array, "b *event"], cond: PyTree | None = None) -> T:
@@ -179,14 +171,10 @@ def update_statistics(flow: T, x: Float[Array, "b *event"], cond: PyTree | None 
     >>> flows.update_statistics(layer, jnp.array([[1.0], [3.0]])).mean[...]
     Array([1.], dtype=float32)
   """
-  if not isinstance(flow, (Bijector, Flow)):
-    raise ValueError(f"flow must be a flows.Bijector or a flows.Flow, got {flow!r}")
-  graphdef, state = nnx.split(flow)
-  state = nnx.to_pure_dict(state)
-  new, visited = nnx.merge(graphdef, state), nnx.merge(graphdef, state)
+  new, visited = copied(flow), copied(flow)
   for _, module in nnx.iter_modules(visited):
     if isinstance(module, (ActNorm, BatchNormFlow)):
       module.starts_from_data = False
-  (visited.bijector if isinstance(visited, Flow) else visited).data_init(x, cond)
+  visit_from_data(visited, x, cond)
   nnx.update(new, nnx.state(visited, nnx.BatchStat))
   return new

@@ -113,8 +113,7 @@ class BlockAutoregressive(Bijector):
     rngs: nnx.Rngs,
   ):
     check_sizes(dim=dim, width=width)
-    if depth < 0:
-      raise ValueError(f"depth must be at least 0, got {depth}")
+    check_sizes(0, depth=depth)
     self.dim, self.width, self.cond_dim = dim, width, cond_dim
     options = {"param_dtype": param_dtype, "rngs": rngs}
     self.first = BlockLinear(dim, 1, width, **options)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from flax import nnx
 
 from normjax.flows._bijector import Bijector
-from normjax.flows._checks import check_batch
+from normjax.flows._checks import check_batch, check_parts
 from normjax.flows._reversible import log_det_zeros
 
 
@@ -34,10 +34,7 @@ class Chain(Bijector):
   """
 
   def __init__(self, bijectors: Sequence[Bijector]):
-    if isinstance(bijectors, Bijector) or not all(isinstance(b, Bijector) for b in bijectors):
-      raise ValueError(f"bijectors must be a list of Bijectors, got {bijectors!r}")
-    if len({id(b) for b in bijectors}) < len(bijectors):
-      raise ValueError("bijectors holds the same object twice: make one object per layer")
+    check_parts("bijectors", bijectors, Bijector, "layer")
     self.bijectors = nnx.List(bijectors)
 
   @property

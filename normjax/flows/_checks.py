@@ -1,5 +1,7 @@
 """Checks of arguments that flow layers and distributions share, each with one wording."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -38,11 +40,27 @@ def check_features(name: str, x, features: int) -> None:
   check_batch(name, x)
 
 
-def check_sizes(**sizes: int) -> None:
-  """Raise unless every size is at least 1."""
+def check_sizes(least: int = 1, /, **sizes: int) -> None:
+  """Raise unless every size is at least 1, or whatever is said."""
   for name, size in sizes.items():
-    if size < 1:
-      raise ValueError(f"{name} must be at least 1, got {size}")
+    if size < least:
+      raise ValueError(f"{name} must be at least {least}, got {size}")
+
+
+def check_above_zero(**values: float | jax.Array) -> None:
+  """Raise unless every number is above 0 and finite, if it can be looked at."""
+  for name, value in values.items():
+    if is_concrete(value) and not 0 < float(value) < math.inf:
+      raise ValueError(f"{name} must be above 0 and finite, got {value}")
+
+
+def check_parts(name: str, parts, kind: type, each: str, *, least: int = 0) -> None:
+  """Raise unless `parts` is a list of at least so many different objects of a kind."""
+  if isinstance(parts, kind) or len(parts) < least or not all(isinstance(p, kind) for p in parts):
+    raise ValueError(f"{name} must be a list of {kind.__name__}s, got {parts!r}")
+  # Modules share no parameters.
+  if len({id(part) for part in parts}) < len(parts):
+    raise ValueError(f"{name} holds the same object twice: make one object per {each}")
 
 
 def check_cond(cond, batch: int, cond_dim: int | None) -> None:

@@ -9,7 +9,7 @@ import math
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from normjax.flows._checks import check_sizes
+from normjax.flows._checks import check_above_zero, check_sizes
 from normjax.flows._rational_quadratic_spline import (
   rational_quadratic_spline,
   rational_quadratic_spline_inverse,
@@ -39,7 +39,8 @@ class CircularShiftTransform(Transform):
   num_parameters = 1
 
   def __init__(self, *, bound: float = math.pi):
-    self.bound = _check_bound(bound)
+    check_above_zero(bound=bound)
+    self.bound = float(bound)
 
   def forward(self, x, raw):
     """Return `(x + t, 0)`, wrapped."""
@@ -79,7 +80,8 @@ class CircularRQSTransform(Transform):
 
   def __init__(self, num_bins: int = 8, *, bound: float = math.pi):
     check_sizes(num_bins=num_bins)
-    self.num_bins, self.bound = num_bins, _check_bound(bound)
+    check_above_zero(bound=bound)
+    self.num_bins, self.bound = num_bins, float(bound)
     self.num_parameters = 3 * num_bins + 1
 
   def _spline(self, spline, angle, raw):
@@ -107,9 +109,3 @@ def _wrap(angle: Float[Array, "*batch"], bound: float) -> Float[Array, "*batch"]
   inside = (angle >= -bound) & (angle < bound)
   turned = jnp.mod(angle + bound, 2 * bound) - bound
   return jnp.where(inside | jnp.isnan(angle), angle, turned)
-
-
-def _check_bound(bound: float) -> float:
-  if not 0 < bound < math.inf:
-    raise ValueError(f"bound must be above 0 and finite, got {bound}")
-  return float(bound)

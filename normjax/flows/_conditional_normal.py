@@ -9,7 +9,14 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, PyTree
 
-from normjax.flows._checks import as_labels, check_batch, check_sampling, check_shape, check_sizes
+from normjax.flows._checks import (
+  as_labels,
+  check_above_zero,
+  check_batch,
+  check_sampling,
+  check_shape,
+  check_sizes,
+)
 from normjax.flows._distribution import Distribution
 from normjax.flows._widened import widened
 
@@ -78,8 +85,7 @@ class ConditionalDiagonalNormal(ConditionalNormal):
     self.shape = check_shape(shape)
     if not callable(network):
       raise ValueError(f"network must be callable, got {network!r}")
-    if not 0 < max_log_scale < math.inf:
-      raise ValueError(f"max_log_scale must be above 0 and finite, got {max_log_scale}")
+    check_above_zero(max_log_scale=max_log_scale)
     self.network, self.max_log_scale = network, float(max_log_scale)
     self.param_dtype = jnp.dtype(param_dtype)
 

@@ -1,13 +1,15 @@
-"""Trained parameters of a layer that a network of the condition moves, example by example."""
+"""Trained parameters that a network of the condition moves, example by example, and their flows."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from normjax.flows._checks import check_cond, check_sizes
+from normjax.flows._bijector import Bijector
+from normjax.flows._checks import check_batch, check_cond, check_sizes
 from normjax.flows._residual_network import ResidualNetwork
 from normjax.flows._widened import widened
 
@@ -53,3 +55,44 @@ class ConditionalParameters(nnx.Module):
       move = moves[:, start : start + size].reshape(-1, *shape)
       values[name], start = values[name][None] + move, start + size
     return values
+
+
+class ParametricFlow(Bijector):
+  """Applies a function of vectors x (B, D) whose parameters are `ConditionalParameters`.
+
+  A subclass names the function and its inverse, which take the parameters by name, and says which
+  of these start at random: `{name: standard deviation}`. The others start at zero.
+  """
+
+  function: Callable[..., tuple[Array, Array]]
+  inverse_function: Callable[..., tuple[Array, Array]]
+
+  def __init__(
+    self,
+    features: int,
+    shapes: Mapping[str, tuple[int, ...]],
+    random: Mapping[str, float],
+    *,
+    cond_dim: int | None = None,
+    width: int = 64,
+    depth: int = 1,
+    param_dtype: DTypeLike = jnp.float32,
+    rngs: nnx.Rngs,
+  ):
+    self.features = features
+    self.parameters = ConditionalParameters(
+      shapes, cond_dim=cond_dim, width=width, depth=depth, param_dtype=param_dtype, rngs=rngs
+    )
+    for name, std in random.items():
+      draw = nnx.initializers.normal(std)(rngs.params(), shapes[name], param_dtype)
+      self.parameters.values[name][...] = draw
+
+  def forward(self, x, cond=None):
+    """Return `(z, log_det)`."""
+    check_batch("x", x, (self.features,))
+    return self.function(x, **self.parameters(x, cond))
+
+  def inverse(self, z, cond=None):
+    """Return `(x, log_det)`."""
+    check_batch("z", z, (self.features,))
+    return self.inverse_function(z, **self.parameters(z, cond))

@@ -101,8 +101,7 @@ class ContinuousFlow(Estimating):
   ):
     _import_diffrax()
     check_sizes(dim=dim, width=width, max_steps=max_steps)
-    if depth < 0:
-      raise ValueError(f"depth must be at least 0, got {depth}")
+    check_sizes(0, depth=depth)
     if tolerance is not None and not tolerance > 0:
       raise ValueError(f"tolerance must be above 0, got {tolerance}")
     if not 1 <= num_probes <= dim:

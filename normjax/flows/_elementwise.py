@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 from normjax.flows._bijector import Bijector
 from normjax.flows._checks import check_batch, check_shape
 from normjax.flows._conditional_parameters import ConditionalParameters
-from normjax.flows._transforms import Transform
+from normjax.flows._transforms import Transform, apply_to_event
 
 
 class Elementwise(Bijector):
@@ -72,5 +72,4 @@ class Elementwise(Bijector):
     check_batch(name, x, self.shape)
     raw = self.parameters(x, cond)["raw"]
     raw = jnp.broadcast_to(raw, (*x.shape, self.transform.num_parameters))
-    y, log_abs_det = method(x, raw)
-    return y, jnp.sum(log_abs_det, axis=tuple(range(1, x.ndim)))
+    return apply_to_event(method, x, raw)

@@ -13,7 +13,13 @@ from jaxtyping import Array, ArrayLike, Int
 from normjax.flows._checks import check_sizes
 from normjax.flows._ordered_coupling import OrderedCoupling
 from normjax.flows._residual_network import ResidualNetwork
-from normjax.flows._transforms import AdditiveTransform, AffineTransform, RQSTransform, Transform
+from normjax.flows._transforms import (
+  AdditiveTransform,
+  AffineTransform,
+  RQSTransform,
+  Transform,
+  apply_to_event,
+)
 
 
 def mask_to_order(mask: ArrayLike) -> tuple[Int[Array, "d"], int]:
@@ -111,13 +117,11 @@ class ElementwiseCoupling(OrderedCoupling):
 
   def transform(self, x2, theta):
     """Return `(y2, log_det)`."""
-    y2, log_abs_det = self.elementwise.forward(x2, theta)
-    return y2, jnp.sum(log_abs_det, axis=1)
+    return apply_to_event(self.elementwise.forward, x2, theta)
 
   def untransform(self, y2, theta):
     """Undo `transform`."""
-    x2, log_abs_det = self.elementwise.inverse(y2, theta)
-    return x2, jnp.sum(log_abs_det, axis=1)
+    return apply_to_event(self.elementwise.inverse, y2, theta)
 
 
 class AffineCoupling(ElementwiseCoupling):

@@ -4,7 +4,6 @@ p(x) = exp(-E(x)) / Z. `Distribution.energy` gives E, a flow's without the log-d
 linear layers (https://arxiv.org/abs/2305.15267). An energy here is any function of a batch.
 """
 
-import math
 from collections.abc import Callable
 
 import jax
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from normjax.flows._checks import check_batch, check_sizes, is_concrete
+from normjax.flows._checks import check_above_zero, check_batch, check_sizes, is_concrete
 from normjax.flows._distribution import Distribution
 
 Energy = Callable[[Float[Array, "b *event"]], Float[Array, "b"]]
@@ -141,10 +140,3 @@ def langevin(
     return x + step_size**2 / 2 * score(energy, x) + step_size * noise, None
 
   return jax.lax.scan(step, x, jax.random.split(key, num_steps))[0]
-
-
-def check_above_zero(**values: float | Array) -> None:
-  """Raise unless every number is above 0 and finite, if it can be looked at."""
-  for name, value in values.items():
-    if is_concrete(value) and not 0 < float(value) < math.inf:
-      raise ValueError(f"{name} must be above 0 and finite, got {value}")

@@ -6,6 +6,8 @@ features and the other half say. There each map is affine, or the two-bin spline
 `Transform`.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -17,7 +19,7 @@ from normjax.flows._checks import check_features, check_sizes
 from normjax.flows._coupling import Coupling
 from normjax.flows._glow_network import GlowNetwork
 from normjax.flows._quad_coupling import MakeNet
-from normjax.flows._transforms import Transform
+from normjax.flows._transforms import Transform, apply_to_event
 from normjax.flows._widened import widened
 
 
@@ -72,11 +74,11 @@ class FeatureConditional(Bijector):
 
   def forward(self, x, cond=None):
     """Return `(transform(x), log_det)`."""
-    return _apply(self.transform.forward, x, self._raw("x", x, cond))
+    return apply_to_event(self.transform.forward, x, self._raw("x", x, cond))
 
   def inverse(self, z, cond=None):
     """Return `(transform^-1(z), log_det)`."""
-    return _apply(self.transform.inverse, z, self._raw("z", z, cond))
+    return apply_to_event(self.transform.inverse, z, self._raw("z", z, cond))
 
   def _raw(self, name, x, cond):
     check_features(name, x, self.features)
@@ -156,11 +158,11 @@ class SelfConditional(Coupling):
 
   def transform(self, x2, theta):
     """Return `(z2, log_det)`."""
-    return _apply(self.elementwise.forward, x2, _parameters(theta, x2, self.elementwise))
+    return apply_to_event(self.elementwise.forward, x2, _parameters(theta, x2, self.elementwise))
 
   def untransform(self, y2, theta):
     """Undo `transform`."""
-    return _apply(self.elementwise.inverse, y2, _parameters(theta, y2, self.elementwise))
+    return apply_to_event(self.elementwise.inverse, y2, _parameters(theta, y2, self.elementwise))
 
 
 def _pixels(cond, x, features: int) -> jax.Array:
@@ -173,20 +175,11 @@ def _pixels(cond, x, features: int) -> jax.Array:
 
 
 def _convolutional(width: int, param_dtype: DTypeLike) -> MakeNet:
-  def make_net(in_features: int, out_features: int, *, rngs: nnx.Rngs) -> nnx.Module:
-    return GlowNetwork(
-      in_features, out_features, width=width, use_act_norm=False, edge_bias=False,
-      param_dtype=param_dtype, rngs=rngs,
-    )  # fmt: skip
-
-  return make_net
+  return functools.partial(
+    GlowNetwork, width=width, use_act_norm=False, edge_bias=False, param_dtype=param_dtype
+  )
 
 
 def _parameters(raw: jax.Array, x: jax.Array, transform: Transform) -> Float[Array, "*x p"]:
   """Return the parameters of each entry, channel by channel."""
   return raw.reshape(*x.shape, transform.num_parameters)
-
-
-def _apply(function, x, raw):
-  out, log_abs_det = function(x, raw)
-  return out, jnp.sum(log_abs_det, axis=tuple(range(1, x.ndim)))

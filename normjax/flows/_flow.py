@@ -1,5 +1,8 @@
 """A normalizing flow: a bijector and the distribution of its latents."""
 
+from typing import TypeVar
+
+from flax import nnx
 from jaxtyping import Array, Float, PyTree
 
 from normjax.flows._bijector import Bijector
@@ -73,3 +76,19 @@ class Flow(Distribution):
     z, log_prob = self.base.sample_and_log_prob(key, n, cond, temperature)
     x, log_det = self.bijector.inverse(z, cond)
     return x, log_prob - log_det
+
+
+T = TypeVar("T", Bijector, Flow)
+
+
+def copied(flow: T) -> T:
+  """Return a copy of a bijector or a flow that shares nothing with it."""
+  if not isinstance(flow, (Bijector, Flow)):
+    raise ValueError(f"flow must be a flows.Bijector or a flows.Flow, got {flow!r}")
+  graphdef, state = nnx.split(flow)
+  return nnx.merge(graphdef, nnx.to_pure_dict(state))
+
+
+def visit_from_data(flow: Bijector | Flow, x: Float[Array, "b *event"], cond: PyTree | None):
+  """Call `data_init` of a flow's bijector, or of a bijector itself, in place."""
+  (flow.bijector if isinstance(flow, Flow) else flow).data_init(x, cond)

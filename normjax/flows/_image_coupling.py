@@ -17,7 +17,7 @@ from normjax.blocks import Repeat
 from normjax.flows._checks import check_batch, check_cond, check_shape, check_sizes
 from normjax.flows._elementwise_coupling import mask_to_order
 from normjax.flows._ordered_coupling import OrderedCoupling
-from normjax.flows._transforms import Transform
+from normjax.flows._transforms import Transform, apply_to_event
 
 
 def checkerboard_mask(shape: Sequence[int], *, parity: int = 0) -> Int[np.ndarray, "h w c"]:
@@ -158,13 +158,11 @@ class ImageCoupling(OrderedCoupling):
 
   def transform(self, x2, theta):
     """Return `(y2, log_det)`."""
-    y2, log_abs_det = self.elementwise.forward(x2, theta)
-    return y2, jnp.sum(log_abs_det, axis=1)
+    return apply_to_event(self.elementwise.forward, x2, theta)
 
   def untransform(self, y2, theta):
     """Undo `transform`."""
-    x2, log_abs_det = self.elementwise.inverse(y2, theta)
-    return x2, jnp.sum(log_abs_det, axis=1)
+    return apply_to_event(self.elementwise.inverse, y2, theta)
 
 
 class ConvBlock(nnx.Module):

@@ -1,15 +1,10 @@
 """The data-dependent start of a flow, as a function that is called once."""
 
-from typing import TypeVar
-
 from flax import nnx
 from jaxtyping import Array, Float, PyTree
 
 from normjax.flows._act_norm import ActNorm
-from normjax.flows._bijector import Bijector
-from normjax.flows._flow import Flow
-
-T = TypeVar("T", Bijector, Flow)
+from normjax.flows._flow import T, copied, visit_from_data
 
 
 def init_from_data(flow: T, x: Float[Array, "b *event"], cond: PyTree | None = None) -> T:
@@ -47,11 +42,8 @@ def init_from_data(flow: T, x: Float[Array, "b *event"], cond: PyTree | None = N
     >>> bool(abs(z.mean(0)).max() < 1e-5), bool(abs(z.std(0) - 1).max() < 1e-5)
     (True, True)
   """
-  if not isinstance(flow, (Bijector, Flow)):
-    raise ValueError(f"flow must be a flows.Bijector or a flows.Flow, got {flow!r}")
-  graphdef, state = nnx.split(flow)
-  new = nnx.merge(graphdef, nnx.to_pure_dict(state))
-  (new.bijector if isinstance(new, Flow) else new).data_init(x, cond)
+  new = copied(flow)
+  visit_from_data(new, x, cond)
   for _, module in nnx.iter_modules(new):
     if isinstance(module, ActNorm):
       module.check_initialized()

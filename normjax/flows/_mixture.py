@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from normjax.flows._checks import check_batch, check_sampling, check_shape, check_sizes
+from normjax.flows._checks import check_batch, check_parts, check_sampling, check_shape, check_sizes
 from normjax.flows._distribution import Distribution
 from normjax.flows._widened import widened
 
@@ -44,14 +44,7 @@ class Mixture(Distribution):
     rngs: nnx.Rngs | None = None,
   ):
     del rngs
-    if (
-      isinstance(components, Distribution)
-      or not len(components)
-      or not all(isinstance(c, Distribution) for c in components)
-    ):
-      raise ValueError(f"components must be a list of Distributions, got {components!r}")
-    if len({id(c) for c in components}) < len(components):
-      raise ValueError("components holds the same object twice: make one object per component")
+    check_parts("components", components, Distribution, "component", least=1)
     self.components = nnx.List(components)
     self.logits = nnx.Param(jnp.zeros((len(components),), param_dtype))
 

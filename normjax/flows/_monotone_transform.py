@@ -1,6 +1,7 @@
 """Transforms given by an increasing function alone: slope by autodiff, inverse by root finding."""
 
 import abc
+import math
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,8 @@ from jaxtyping import Array, Float
 from normjax.flows._invert_monotone import invert_monotone
 from normjax.flows._transforms import Transform
 from normjax.flows._widened import widened
+
+LEAST_SLOPE = 1e-3
 
 
 class MonotoneTransform(Transform):
@@ -39,3 +42,8 @@ class MonotoneTransform(Transform):
 def _alike(x, raw):
   dtype = jnp.promote_types(widened(x).dtype, raw.dtype)
   return x.astype(dtype), raw.astype(dtype)
+
+
+def positive(raw: Float[Array, "..."]) -> Float[Array, "..."]:
+  """Return softplus(raw + 0.54) + 1e-3, which is 1 where `raw` is 0."""
+  return jax.nn.softplus(raw + math.log(math.expm1(1 - LEAST_SLOPE))) + LEAST_SLOPE

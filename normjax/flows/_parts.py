@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import ArrayLike
 
 from normjax.flows._bijector import Bijector
-from normjax.flows._checks import check_batch, check_sizes
+from normjax.flows._checks import check_batch, check_parts, check_sizes
 from normjax.flows._reversible import log_det_zeros
 
 
@@ -36,10 +36,7 @@ class Concatenate(Bijector):
   """
 
   def __init__(self, bijectors: Sequence[Bijector], sizes: Sequence[int]):
-    if not bijectors or not all(isinstance(b, Bijector) for b in bijectors):
-      raise ValueError(f"bijectors must be a list of Bijectors, got {bijectors!r}")
-    if len({id(b) for b in bijectors}) < len(bijectors):
-      raise ValueError("bijectors holds the same object twice: make one object per block")
+    check_parts("bijectors", bijectors, Bijector, "block", least=1)
     if len(sizes) != len(bijectors):
       raise ValueError(f"sizes must have {len(bijectors)} entries, got {sizes}")
     check_sizes(**{f"sizes[{i}]": size for i, size in enumerate(sizes)})

@@ -6,13 +6,11 @@ inverse: the only unknown is one number per example, the root of an increasing f
 
 import jax.numpy as jnp
 from flax import nnx
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from normjax.flows._above_minus_one import slope_to_origin
-from normjax.flows._bijector import Bijector
-from normjax.flows._checks import check_batch
-from normjax.flows._conditional_parameters import ConditionalParameters
+from normjax.flows._checks import check_batch, check_sizes
+from normjax.flows._conditional_parameters import ParametricFlow
 from normjax.flows._invert_monotone import invert_monotone
 from normjax.flows._safe_length import direction_and_length
 from normjax.flows._widened import widened
@@ -93,7 +91,7 @@ def planar_inverse(
   return (wide - v * bend[:, None]).astype(z.dtype), -jnp.log1p(m * (1 - bend**2))
 
 
-class PlanarFlow(Bijector):
+class PlanarFlow(ParametricFlow):
   """Applies `planar` with trained parameters, moved by a network of the condition if there is one.
 
   z = x + v tanh(w.x + bias),  x and z (B, D);  log_det (B,) as in `planar`
@@ -102,11 +100,9 @@ class PlanarFlow(Bijector):
 
   Args:
     features: D.
-    cond_dim: features of the condition (B, C), or None.
-    width: units of its network.
-    depth: residual blocks of its network.
-    param_dtype: dtype of the parameters.
     rngs: the stream `params`.
+    **options: `cond_dim`, features of the condition (B, C), or None; `width` of its network, 64,
+      and `depth`, 1 residual block; `param_dtype`.
 
   Raises:
     ValueError: if a size is below 1.
@@ -120,33 +116,12 @@ class PlanarFlow(Bijector):
     Array([0., 0.], dtype=float32)
   """
 
-  def __init__(
-    self,
-    features: int,
-    *,
-    cond_dim: int | None = None,
-    width: int = 64,
-    depth: int = 1,
-    param_dtype: DTypeLike = jnp.float32,
-    rngs: nnx.Rngs,
-  ):
-    self.features = features
-    starts = {"w": (features,), "u": (features,), "bias": ()}
-    self.parameters = ConditionalParameters(
-      starts, cond_dim=cond_dim, width=width, depth=depth, param_dtype=param_dtype, rngs=rngs
-    )
-    w = nnx.initializers.normal(features**-0.5)(rngs.params(), (features,), param_dtype)
-    self.parameters.values["w"][...] = w
+  function, inverse_function = staticmethod(planar), staticmethod(planar_inverse)
 
-  def forward(self, x, cond=None):
-    """Return `(z, log_det)`."""
-    check_batch("x", x, (self.features,))
-    return planar(x, **self.parameters(x, cond))
-
-  def inverse(self, z, cond=None):
-    """Return `(x, log_det)`, by one root per example."""
-    check_batch("z", z, (self.features,))
-    return planar_inverse(z, **self.parameters(z, cond))
+  def __init__(self, features: int, *, rngs: nnx.Rngs, **options):
+    check_sizes(features=features)
+    shapes = {"w": (features,), "u": (features,), "bias": ()}
+    super().__init__(features, shapes, {"w": features**-0.5}, rngs=rngs, **options)
 
 
 def _parameters(name, x, w, u, bias):

@@ -7,14 +7,11 @@ limited to it, and polynomials of a high degree overflow soon behind it.
 
 import math
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from normjax.flows._checks import check_sizes
-from normjax.flows._monotone_transform import MonotoneTransform
-
-_LEAST_SLOPE = 1e-3
+from normjax.flows._checks import check_above_zero, check_sizes
+from normjax.flows._monotone_transform import LEAST_SLOPE, MonotoneTransform, positive
 
 
 class BernsteinTransform(MonotoneTransform):
@@ -46,13 +43,14 @@ class BernsteinTransform(MonotoneTransform):
 
   def __init__(self, degree: int = 8, *, tail_bound: float = 3.0):
     check_sizes(degree=degree)
-    self.tail_bound = _check_bound(tail_bound)
+    check_above_zero(tail_bound=tail_bound)
+    self.tail_bound = float(tail_bound)
     self.degree, self.num_parameters = degree, degree + 1
 
   def value(self, x, raw):
     """Return y."""
     n, bound = self.degree, self.tail_bound
-    slopes = jax.nn.softplus(raw[..., 1:] + math.log(math.expm1(1 - _LEAST_SLOPE))) + _LEAST_SLOPE
+    slopes = positive(raw[..., 1:])
     steps = jnp.concatenate([raw[..., :1] - bound, slopes * (2 * bound / n)], axis=-1)
     near = jnp.clip(x, -bound, bound)
     u = (near + bound) / (2 * bound)
@@ -91,9 +89,9 @@ class SumOfSquaresTransform(MonotoneTransform):
 
   def __init__(self, num_polynomials: int = 2, *, degree: int = 3, tail_bound: float = 5.0):
     check_sizes(num_polynomials=num_polynomials)
-    if degree < 0:
-      raise ValueError(f"degree must be at least 0, got {degree}")
-    self.tail_bound = _check_bound(tail_bound)
+    check_sizes(0, degree=degree)
+    check_above_zero(tail_bound=tail_bound)
+    self.tail_bound = float(tail_bound)
     self.num_polynomials, self.degree = num_polynomials, degree
     self.num_parameters = num_polynomials * (degree + 1) + 1
 
@@ -110,7 +108,7 @@ class SumOfSquaresTransform(MonotoneTransform):
       values = jnp.zeros((*x.shape, shape[0]), x.dtype)
       for l in reversed(range(shape[1])):
         values = values * t[..., None] + a[..., l]
-      return jnp.sum(values**2, axis=-1) + _LEAST_SLOPE
+      return jnp.sum(values**2, axis=-1) + LEAST_SLOPE
 
     nodes, weights = np.polynomial.legendre.leggauss(shape[1])
     mean = sum(w / 2 * slope(near * ((1 + t) / 2)) for t, w in zip(nodes, weights, strict=True))
@@ -121,9 +119,3 @@ def _powers(u, n):
   """Return u^0 to u^n by products: the power of zero has no derivative."""
   factors = jnp.broadcast_to(u[..., None], (*u.shape, n))
   return jnp.concatenate([jnp.ones_like(u)[..., None], jnp.cumprod(factors, axis=-1)], axis=-1)
-
-
-def _check_bound(tail_bound: float) -> float:
-  if not 0 < tail_bound < math.inf:
-    raise ValueError(f"tail_bound must be above 0 and finite, got {tail_bound}")
-  return float(tail_bound)

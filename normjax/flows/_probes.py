@@ -1,15 +1,11 @@
 """Random log-determinants in flows: an explicit call gives layers the keys of their probes."""
 
-from typing import TypeVar
-
 import jax
 from flax import nnx
 from jaxtyping import Array
 
 from normjax.flows._bijector import Bijector
-from normjax.flows._flow import Flow
-
-T = TypeVar("T", Bijector, Flow)
+from normjax.flows._flow import T, copied
 
 
 class ProbeKey(nnx.Variable):
@@ -56,10 +52,7 @@ def with_probes(flow: T, key: Array) -> T:
     >>> bool((exact[0] == estimate[0]).all()), bool((exact[1] == estimate[1]).any())
     (True, False)
   """
-  if not isinstance(flow, (Bijector, Flow)):
-    raise ValueError(f"flow must be a flows.Bijector or a flows.Flow, got {flow!r}")
-  graphdef, state = nnx.split(flow)
-  new = nnx.merge(graphdef, nnx.to_pure_dict(state))
+  new = copied(flow)
   layers = [module for _, module in nnx.iter_modules(new) if isinstance(module, Estimating)]
   if not layers:
     raise ValueError(f"flow must have a layer that estimates, such as ResidualFlow, got {flow!r}")

@@ -1,5 +1,7 @@
 """Quad-coupling with the networks of Glow (https://arxiv.org/abs/2107.01358)."""
 
+import functools
+
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
@@ -50,11 +52,8 @@ class QuadGlowCoupling(QuadCoupling):
     rngs: nnx.Rngs,
   ):
     check_sizes(width=width)
-
-    def make_net(in_features: int, out_features: int, *, rngs: nnx.Rngs) -> nnx.Module:
-      return GlowNetwork(
-        in_features, out_features, width=width, use_act_norm=use_act_norm, edge_bias=edge_bias,
-        param_dtype=param_dtype, rngs=rngs,
-      )  # fmt: skip
-
+    make_net = functools.partial(
+      GlowNetwork, width=width, use_act_norm=use_act_norm, edge_bias=edge_bias,
+      param_dtype=param_dtype,
+    )  # fmt: skip
     super().__init__(features, make_net, rngs=rngs)

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from normjax.flows._spline_box import (
   Box,
+  bin_shares,
   bin_taker,
   check_minimum,
   check_raw,
@@ -137,8 +138,7 @@ def _run(name, value, raw_widths, raw_heights, box, min_width, min_height):
   if not 0 <= min_height <= 1:
     raise ValueError(f"min_height must be in [0, 1], got {min_height}")
   dtype = jnp.promote_types(value.dtype, jnp.float32)
-  softmax = jax.nn.softmax(raw_widths.astype(dtype), axis=-1)
-  widths = min_width + (1 - min_width * num_bins) * softmax
+  widths = bin_shares(raw_widths.astype(dtype), min_width)
   slopes = jax.nn.softplus(raw_heights.astype(dtype)) + _LEAST_RAW
   if tails:
     # The ends have the slope 1 after division by the area: they are the area.

@@ -8,13 +8,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from normjax.flows._above_minus_one import above_minus_one
-from normjax.flows._bijector import Bijector
 from normjax.flows._checks import check_batch
-from normjax.flows._conditional_parameters import ConditionalParameters
+from normjax.flows._conditional_parameters import ParametricFlow
 from normjax.flows._safe_length import safe_length
 from normjax.flows._widened import widened
 
@@ -103,7 +101,7 @@ def radial_inverse(
   return x.astype(z.dtype), -_log_det(z.shape[1], m, q)
 
 
-class RadialFlow(Bijector):
+class RadialFlow(ParametricFlow):
   """Applies `radial` with trained parameters, moved by a network of the condition if there is one.
 
   z = x + beta (x - center) / (alpha + |x - center|),  x and z (B, D);  log_det (B,) as in `radial`
@@ -112,11 +110,9 @@ class RadialFlow(Bijector):
 
   Args:
     features: D.
-    cond_dim: features of the condition (B, C), or None.
-    width: units of its network.
-    depth: residual blocks of its network.
-    param_dtype: dtype of the parameters.
     rngs: the stream `params`.
+    **options: `cond_dim`, features of the condition (B, C), or None; `width` of its network, 64,
+      and `depth`, 1 residual block; `param_dtype`.
 
   Raises:
     ValueError: if a size is below 1.
@@ -130,33 +126,11 @@ class RadialFlow(Bijector):
     Array([0., 0.], dtype=float32)
   """
 
-  def __init__(
-    self,
-    features: int,
-    *,
-    cond_dim: int | None = None,
-    width: int = 64,
-    depth: int = 1,
-    param_dtype: DTypeLike = jnp.float32,
-    rngs: nnx.Rngs,
-  ):
-    self.features = features
+  function, inverse_function = staticmethod(radial), staticmethod(radial_inverse)
+
+  def __init__(self, features: int, *, rngs: nnx.Rngs, **options):
     shapes = {"center": (features,), "raw_alpha": (), "raw_beta": ()}
-    self.parameters = ConditionalParameters(
-      shapes, cond_dim=cond_dim, width=width, depth=depth, param_dtype=param_dtype, rngs=rngs
-    )
-    center = nnx.initializers.normal(1.0)(rngs.params(), (features,), param_dtype)
-    self.parameters.values["center"][...] = center
-
-  def forward(self, x, cond=None):
-    """Return `(z, log_det)`."""
-    check_batch("x", x, (self.features,))
-    return radial(x, **self.parameters(x, cond))
-
-  def inverse(self, z, cond=None):
-    """Return `(x, log_det)`, in closed form."""
-    check_batch("z", z, (self.features,))
-    return radial_inverse(z, **self.parameters(z, cond))
+    super().__init__(features, shapes, {"center": 1.0}, rngs=rngs, **options)
 
 
 def _parameters(name, x, center, raw_alpha, raw_beta):

@@ -74,8 +74,7 @@ class ResidualFlow(Estimating):
     rngs: nnx.Rngs,
   ):
     check_sizes(dim=dim, width=width, num_terms=num_terms)
-    if depth < 0:
-      raise ValueError(f"depth must be at least 0, got {depth}")
+    check_sizes(0, depth=depth)
     if not 0 < lipschitz < 1:
       raise ValueError(f"lipschitz must be in (0, 1), got {lipschitz}")
     if not 0 < stop < 1:

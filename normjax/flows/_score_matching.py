@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from normjax.flows._checks import check_batch
-from normjax.flows._energy import Energy, check_above_zero, score
+from normjax.flows._checks import check_above_zero, check_batch
+from normjax.flows._energy import Energy, score
 
 
 def sliced_score_matching(

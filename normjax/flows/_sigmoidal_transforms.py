@@ -8,16 +8,12 @@ raw numbers of zero give components that are spread out instead of equal ones, w
 equal in training; Flow++'s log-scales are bounded on both sides.
 """
 
-import math
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from normjax.flows._checks import check_sizes
-from normjax.flows._monotone_transform import MonotoneTransform
-
-_RAW_OF_ONE = math.log(math.expm1(1 - 1e-3))
+from normjax.flows._monotone_transform import MonotoneTransform, positive
 
 
 def mixture_log_probs(logits, p):
@@ -70,8 +66,7 @@ class DeepSigmoidalTransform(MonotoneTransform):
   def value(self, x, raw):
     """Return y."""
     logits, v, c = jnp.split(raw, 3, axis=-1)
-    slopes = jax.nn.softplus(v + _RAW_OF_ONE) + 1e-3
-    return mixture_logit(logits, slopes * x[..., None] + c + spread(c))
+    return mixture_logit(logits, positive(v) * x[..., None] + c + spread(c))
 
 
 class LogisticMixture(MonotoneTransform):

@@ -5,13 +5,14 @@ holds no parameters itself.
 """
 
 import abc
-import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from normjax.flows._checks import check_above_zero, check_sizes
 from normjax.flows._modified_spline import modified_spline, modified_spline_inverse
 from normjax.flows._rational_quadratic_spline import (
   rational_quadratic_spline,
@@ -40,6 +41,16 @@ class Transform(nnx.Module):
     self, y: Float[Array, "*batch"], raw: Float[Array, "*batch p"]
   ) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"]]:
     """Return `(x, log|dx/dy|)` per entry."""
+
+
+def apply_to_event(
+  method: Callable[[Array, Array], tuple[Array, Array]],
+  x: Float[Array, "b *event"],
+  raw: Float[Array, "b *event p"],
+) -> tuple[Float[Array, "b *event"], Float[Array, "b"]]:
+  """Return `(y, log_det)` of `forward` or `inverse` of a transform, log_det the sum of entries'."""
+  y, log_abs_det = method(x, raw)
+  return y, jnp.sum(log_abs_det, axis=tuple(range(1, x.ndim)))
 
 
 # log s of a raw number: each bounds the scale in its own way.
@@ -146,10 +157,8 @@ class RQSTransform(Transform):
     raw_scale: float = 1.0,
     identity_init: bool = False,
   ):
-    if num_bins < 1:
-      raise ValueError(f"num_bins must be at least 1, got {num_bins}")
-    if not 0 < tail_bound < math.inf:
-      raise ValueError(f"tail_bound must be above 0 and finite, got {tail_bound}")
+    check_sizes(num_bins=num_bins)
+    check_above_zero(tail_bound=tail_bound)
     self.num_bins, self.tail_bound, self.raw_scale = num_bins, tail_bound, raw_scale
     self.identity_init = identity_init
     self.num_parameters = 3 * num_bins - 1

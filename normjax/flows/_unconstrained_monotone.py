@@ -4,7 +4,6 @@ What differs from the authors' code: smooth activations, since the quadrature co
 for smooth integrands, and no approximation of its own for the gradient, which is the quadrature's.
 """
 
-import math
 from typing import Any
 
 import jax
@@ -14,7 +13,7 @@ from flax import nnx
 
 from normjax.blocks import Repeat
 from normjax.flows._checks import check_sizes
-from normjax.flows._monotone_transform import MonotoneTransform
+from normjax.flows._monotone_transform import MonotoneTransform, positive
 
 
 def clenshaw_curtis(num_nodes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -52,7 +51,7 @@ class PositiveNetwork(nnx.Module):
   def __call__(self, t, embedding):
     h: Any = jnp.tanh(self.first(jnp.concatenate([t[..., None], embedding], axis=-1)))
     h = self.last(h if self.blocks is None else self.blocks(h))[..., 0]
-    return jnp.log(jax.nn.softplus(h + math.log(math.expm1(1 - 1e-3))) + 1e-3)
+    return jnp.log(positive(h))
 
 
 class UMNNTransform(MonotoneTransform):
@@ -98,8 +97,7 @@ class UMNNTransform(MonotoneTransform):
     rngs: nnx.Rngs,
   ):
     check_sizes(embedding_dim=embedding_dim, width=width)
-    if depth < 0:
-      raise ValueError(f"depth must be at least 0, got {depth}")
+    check_sizes(0, depth=depth)
     if num_nodes < 3 or num_nodes % 2 == 0:
       raise ValueError(f"num_nodes must be odd and at least 3, got {num_nodes}")
     self.num_nodes, self.num_parameters = num_nodes, embedding_dim + 1

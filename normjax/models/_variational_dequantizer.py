@@ -45,10 +45,9 @@ class _Moments(nnx.Module):
 class _Checkerboard(flows.Bijector):
   """y = x exp(s) + t on the fields of one colour, (u, t) = net(x elsewhere, image), s = tanh(u)."""
 
-  def __init__(self, shape, width, num_levels, parity, *, param_dtype, rngs):
+  def __init__(self, shape, width, num_levels, mask, *, param_dtype, rngs):
     self.shape, self.num_levels = shape, num_levels
-    rows, columns = jnp.arange(shape[0])[:, None], jnp.arange(shape[1])[None]
-    self.moves = nnx.Variable(((rows + columns + parity) % 2)[None, :, :, None])
+    self.moves = nnx.Variable(mask[None])
     features = shape[-1]
     self.convs = _Convs(2 * features, 2 * features, width, param_dtype=param_dtype, rngs=rngs)
 
@@ -122,10 +121,11 @@ class VariationalDequantizer(flows.Flow):
       if size < least:
         raise ValueError(f"{name} must be at least {least}, got {size}")
     options = {"param_dtype": param_dtype, "rngs": rngs}
-    make = lambda rngs, parity: _Checkerboard(
-      shape, width, num_levels, parity, param_dtype=param_dtype, rngs=rngs
+    make = lambda rngs, mask: _Checkerboard(
+      shape, width, num_levels, mask, param_dtype=param_dtype, rngs=rngs
     )
-    couplings = flows.Scan(make, num_couplings, jnp.arange(num_couplings), rngs=rngs)
+    masks = [flows.checkerboard_mask(shape, parity=i % 2) for i in range(num_couplings)]
+    couplings = flows.Scan(make, num_couplings, jnp.stack(masks), rngs=rngs)
     base = flows.ConditionalDiagonalNormal(
       shape, _Moments(shape, width, num_levels, **options), param_dtype=param_dtype
     )
