@@ -145,7 +145,7 @@ def _run(spline, name, value, raws, box, minima, identity_init):
   num_bins = _check(name, value, raws, box, minima)
   dtype = jnp.promote_types(value.dtype, jnp.float32)
   # Bins come first, (k, n): sums over the last axis, a few numbers each, take longer on CPU.
-  raws = tuple(raw.astype(dtype).reshape(-1, raw.shape[-1]).T for raw in raws)
+  raws = tuple(raw.astype(dtype).reshape(value.size, raw.shape[-1]).T for raw in raws)
   raw_widths, raw_heights, raw_derivatives = raws
   beta = math.log(2) / (1 - minima[2]) if identity_init else 1.0
   widths, heights = _shares(raw_widths, minima[0]), _shares(raw_heights, minima[1])
@@ -157,9 +157,7 @@ def _run(spline, name, value, raws, box, minima, identity_init):
     horizontal = _part(index, widths, box.left, box.right)
     vertical = _part(index, heights, box.bottom, box.top)
     slopes = _slopes(index, raw_derivatives, num_bins, minima[2], beta)
-    # Without a barrier XLA computes the derivatives of a point again for each of its raw numbers.
-    at = jax.lax.optimization_barrier(Bin(*horizontal, *vertical, *slopes))
-    y, log_slope = spline(flat, at)
+    y, log_slope = spline(flat, Bin(*horizontal, *vertical, *slopes))
     return y.reshape(v.shape), log_slope.reshape(v.shape)
 
   return in_box(name, value, evaluate, box, tails=len(raw_derivatives) == num_bins - 1)
