@@ -9,10 +9,10 @@ from experiments.configs.common import density_config
 def get_config(mode: str = ""):
   config = density_config("tarflow")
   config.data.name = "fashion_mnist"
-  config.model.update(depth=8, block_depth=2, emb_dim=64, head_dim=32, patch_size=2)
+  config.model.update(depth=8, block_depth=2, emb_dim=64, head_dim=32, patch_size=4)
   config.model.memory = "store"
   config.batch_size = 16
-  config.total_steps = 1000
+  config.total_steps = 600
   config.optimizer.lr = 1e-3
   config.ema_decay = 0.99
   config.update(eval_every=200, save_every=200)
