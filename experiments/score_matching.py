@@ -75,7 +75,7 @@ class Settings:
 
 
 TINY = Settings(
-  dims=(4,), num_layers=2, time_batch=3, repeats=2, num_seeds=2, sine_objectives=("ml", "fdssm"),
+  dims=(4,), num_layers=2, time_batch=3, repeats=2, num_seeds=2, sine_objectives=("fdssm",),
   sine_steps=3, sine_batch=32, num_blocks=2, width=4, test_size=20,
   digits_objectives=(("dsm", True), ("dsm", False)), digits_steps=3,
 )  # fmt: skip

@@ -2,13 +2,14 @@
 
 JAX differentiates x W with respect to W as the transpose of ct^T x, and XLA folds that transpose
 into the product, which on CPU then misses its tuned kernel: 1.8 ms instead of 0.5 ms measured for
-(2048, 64) by (2048, 256) on 2 cores. A barrier around the transposed weight, and so around its
-gradient, keeps the two apart; it costs one transpose of the weight, and works under every
-transformation of JAX, forward mode included.
+(2048, 64) by (2048, 256) on 2 cores. A barrier keeps the two apart. It stands in the rule of the
+tangent, behind which the product itself is the ordinary one, and works under every transformation
+of JAX, forward mode included.
 """
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array
 
 
@@ -31,5 +32,20 @@ def dot_general(x: Array, kernel: Array, dimension_numbers, **options) -> Array:
   """
   (x_axes, kernel_axes), batch = dimension_numbers
   last = tuple(range(kernel.ndim - len(kernel_axes), kernel.ndim))
-  kernel = jax.lax.optimization_barrier(jnp.moveaxis(kernel, kernel_axes, last))
-  return jax.lax.dot_general(x, kernel, ((x_axes, last), batch), **options)
+
+  @jax.custom_jvp
+  def product(x: Array, kernel: Array) -> Array:
+    return jax.lax.dot_general(x, kernel, dimension_numbers, **options)
+
+  def tangent(primals, tangents):
+    (x, kernel), (dx, dkernel) = primals, tangents
+    y, terms = product(x, kernel), []
+    if not isinstance(dx, SymbolicZero):
+      terms.append(product(dx, kernel))
+    if not isinstance(dkernel, SymbolicZero):
+      turned = jax.lax.optimization_barrier(jnp.moveaxis(dkernel, kernel_axes, last))
+      terms.append(jax.lax.dot_general(x, turned, ((x_axes, last), batch), **options))
+    return y, sum(terms[1:], terms[0])
+
+  product.defjvp(tangent, symbolic_zeros=True)
+  return product(x, kernel)

@@ -78,6 +78,7 @@ from normjax.flows._logistic import Logistic
 from normjax.flows._logit import Logit
 from normjax.flows._low_rank_linear import LowRankLinear
 from normjax.flows._lu_linear import LULinear, SoftplusLULinear, TriangularLinear
+from normjax.flows._made import MADE
 from normjax.flows._masked_autoregressive import MaskedAutoregressive
 from normjax.flows._mixture import GaussianMixture, Mixture
 from normjax.flows._modified_spline import modified_spline, modified_spline_inverse
@@ -113,7 +114,6 @@ from normjax.flows._residual_log_det import (
   roulette_log_det,
   series_log_det,
 )
-from normjax.flows._residual_network import MADE
 from normjax.flows._reverse_kl import (
   effective_sample_size,
   importance_log_weights,

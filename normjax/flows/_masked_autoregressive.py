@@ -1,6 +1,7 @@
 """Masked autoregressive flows: MAF, IAF (`Inverted`), and autoregressive splines.
 
-The density takes one pass of the network, sampling exactly D passes, one for each feature.
+The density takes one pass of the network. Sampling goes from feature to feature, but each time
+computes only the units that the last feature completes, so that it costs about one pass too.
 """
 
 import jax.numpy as jnp
@@ -9,7 +10,8 @@ from jaxtyping import Array, Int
 
 from normjax.flows._bijector import Bijector
 from normjax.flows._checks import as_order, check_batch
-from normjax.flows._residual_network import MADE
+from normjax.flows._fill_features import fill_features
+from normjax.flows._made import MADE
 from normjax.flows._transforms import AffineTransform, Transform
 
 
@@ -89,7 +91,8 @@ class MaskedAutoregressive(Bijector):
     return z[:, jnp.argsort(self.order[...])], jnp.sum(log_abs_det, axis=1)
 
   def inverse(self, z, cond=None):
-    """Return `(x, log_det)` with D passes, each of which fills one more feature."""
+    """Return `(x, log_det)`, feature by feature; the products of all cost about one pass."""
     check_batch("z", z, self.order.shape)
-    x, log_det = self.network.fill(z[:, self.order[...]], cond, self.transform.inverse)
+    invert = self.transform.inverse
+    x, log_det = fill_features(self.network, z[:, self.order[...]], cond, invert)
     return x[:, jnp.argsort(self.order[...])], log_det

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from normjax.flows._rational_quadratic import Bin, bin_forward, bin_inverse
-from normjax.flows._spline_box import Box, bin_shares, check_minimum, check_raw, in_box
+from normjax.flows._spline_box import Box, check_minimum, check_raw, in_box
 
 _MAX_RAW_SLOPE = 1e4
 
@@ -144,57 +144,61 @@ def rational_quadratic_spline_inverse(
 def _run(spline, name, value, raws, box, minima, identity_init):
   num_bins = _check(name, value, raws, box, minima)
   dtype = jnp.promote_types(value.dtype, jnp.float32)
-  raw_widths, raw_heights, raw_derivatives = (raw.astype(dtype) for raw in raws)
+  # Bins come first, (k, n): sums over the last axis, a few numbers each, take longer on CPU.
+  raws = tuple(raw.astype(dtype).reshape(value.size, raw.shape[-1]).T for raw in raws)
+  raw_widths, raw_heights, raw_derivatives = raws
   beta = math.log(2) / (1 - minima[2]) if identity_init else 1.0
-  widths, heights = bin_shares(raw_widths, minima[0]), bin_shares(raw_heights, minima[1])
+  widths, heights = _shares(raw_widths, minima[0]), _shares(raw_heights, minima[1])
   axis = (widths, box.left, box.right) if name == "x" else (heights, box.bottom, box.top)
 
   def evaluate(v):
-    index = _index(v, *axis)
+    flat = v.reshape(-1)
+    index = _index(flat, *axis)
     horizontal = _part(index, widths, box.left, box.right)
     vertical = _part(index, heights, box.bottom, box.top)
     slopes = _slopes(index, raw_derivatives, num_bins, minima[2], beta)
-    return spline(v, Bin(*horizontal, *vertical, *slopes))
+    y, log_slope = spline(flat, Bin(*horizontal, *vertical, *slopes))
+    return y.reshape(v.shape), log_slope.reshape(v.shape)
 
-  return in_box(name, value, evaluate, box, tails=raw_derivatives.shape[-1] == num_bins - 1)
+  return in_box(name, value, evaluate, box, tails=len(raw_derivatives) == num_bins - 1)
+
+
+def _shares(raw, minimum):
+  """Return the shares (k, n) of an axis that the bins of raw numbers (k, n) have."""
+  return minimum + (1 - minimum * len(raw)) * jax.nn.softmax(raw, axis=0)
 
 
 def _index(value, shares, low, high):
-  """Return the number of the bin that holds the value, (*batch, 1)."""
+  """Return the number (n,) of the bin that holds the value."""
   # A product with a triangle of ones: on CPU a cumulative sum takes longer than all the rest.
-  inner = jax.lax.stop_gradient(shares)[..., :-1]
-  triangle = jnp.triu(jnp.ones((inner.shape[-1], inner.shape[-1]), inner.dtype))
-  ends = low + (high - low) * jnp.matmul(inner, triangle, precision=jax.lax.Precision.HIGHEST)
+  inner = jax.lax.stop_gradient(shares)[:-1]
+  triangle = jnp.tril(jnp.ones((len(inner), len(inner)), inner.dtype))
+  ends = low + (high - low) * jnp.matmul(triangle, inner, precision=jax.lax.Precision.HIGHEST)
   # Inner knots at or below the value; so the last bin holds its right end, and NaN some bin.
-  return jnp.sum(value[..., None] >= ends, axis=-1, keepdims=True)
+  return jnp.sum(value[None] >= ends, axis=0)
 
 
 def _part(index, shares, low, high):
   """Return where the bin starts on one axis and its size; the last one ends at `high`, exactly."""
-  scale, bins = high - low, _range(index, shares.shape[-1])
-  start = low + scale * jnp.sum(jnp.where(bins < index, shares, 0), axis=-1)
-  size = scale * jnp.sum(jnp.where(bins == index, shares, 0), axis=-1)
-  return start, jnp.where(index[..., 0] == shares.shape[-1] - 1, high - start, size)
+  scale, bins = high - low, jnp.arange(len(shares))[:, None]
+  start = low + scale * jnp.sum(jnp.where(bins < index[None], shares, 0), axis=0)
+  size = scale * jnp.sum(jnp.where(bins == index[None], shares, 0), axis=0)
+  return start, jnp.where(index == len(shares) - 1, high - start, size)
 
 
 def _slopes(index, raw, num_bins, least, beta):
   """Return the slopes at both ends of the bin that is the `index`-th."""
   # With linear tails the ends of the box have slope 1; on a circle they are the same knot.
-  tails, circular = raw.shape[-1] == num_bins - 1, raw.shape[-1] == num_bins
-  knots = _range(index, raw.shape[-1]) + tails
+  tails, circular = len(raw) == num_bins - 1, len(raw) == num_bins
+  knots = jnp.arange(len(raw))[:, None] + tails
 
   def slope(knot):
-    knot = knot % num_bins if circular else knot
-    chosen = jnp.sum(jnp.where(knots == knot, raw, 0), axis=-1)
+    at = knot % num_bins if circular else knot
+    chosen = jnp.sum(jnp.where(knots == at[None], raw, 0), axis=0)
     inner = least + jax.nn.softplus(beta * jnp.minimum(chosen, _MAX_RAW_SLOPE)) / beta
-    end = (knot == 0) | (knot == num_bins)
-    return jnp.where(end[..., 0], 1, inner) if tails else inner
+    return jnp.where((knot == 0) | (knot == num_bins), 1, inner) if tails else inner
 
   return slope(index), slope(index + 1)
-
-
-def _range(index, count):
-  return jnp.arange(count).reshape((1,) * (index.ndim - 1) + (count,))
 
 
 def _check(name, value, raws, box, minima) -> int:

@@ -167,11 +167,11 @@ class RQSTransform(Transform):
     k, bound = self.num_bins, self.tail_bound
 
     def run(value, raw):
-      raw = widened(raw)
-      widths, heights = raw[..., :k] * self.raw_scale, raw[..., k : 2 * k] * self.raw_scale
+      # `split`, since its transpose is one array put together; that of slices is a sum of three.
+      widths, heights, slopes = jnp.split(widened(raw), (k, 2 * k), axis=-1)
       return spline(
-        value, widths, heights, raw[..., 2 * k :], left=-bound, right=bound, bottom=-bound,
-        top=bound, identity_init=self.identity_init,
+        value, widths * self.raw_scale, heights * self.raw_scale, slopes, left=-bound,
+        right=bound, bottom=-bound, top=bound, identity_init=self.identity_init,
       )  # fmt: skip
 
     # Backward passes do a spline again: storing its arrays of all bins takes longer.

@@ -14,7 +14,8 @@ NAMES = sorted(path.stem for path in FOLDER.glob("*_*.py") if path.stem != "__in
 # These differ from another experiment of their task in its data and sizes alone.
 SIBLINGS = {
   "classify_fashion", "classify_fashion_m", "glow_fashion", "glow_patches", "inpaint_fashion",
-  "jet_fashion", "jet_imagenet64", "jet_patches", "low_light_patches",
+  "jet_fashion", "jet_imagenet64", "jet_patches", "low_light_patches", "tarflow_fashion",
+  "tarflow_patches",
 }  # fmt: skip
 
 

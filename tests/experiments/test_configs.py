@@ -21,7 +21,7 @@ def get_config(name, *mode):
 
 def test_all_experiments_are_here():
   assert {"jet_digits", "jet_fashion", "jet_imagenet64", "jet_patches"} <= set(NAMES)
-  assert "tarflow_digits" in NAMES
+  assert {"tarflow_digits", "tarflow_fashion", "tarflow_patches"} <= set(NAMES)
   assert {"classify_digits", "classify_fashion", "classify_fashion_m"} <= set(NAMES)
   assert {"glow_digits", "glow_fashion", "glow_patches"} <= set(NAMES)
   assert {"low_light_patches", "super_resolution_patches"} <= set(NAMES)

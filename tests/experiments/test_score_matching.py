@@ -25,7 +25,7 @@ def test_command_writes_what_it_prints(tmp_path):
     (4, name) for name in score_matching.LABELS
   ]
   assert all(0 < r["least"] <= r["median"] for r in results["time"])
-  assert [r["objective"] for r in results["sine"]] == ["ml", "fdssm"]
+  assert [r["objective"] for r in results["sine"]] == ["fdssm"]
   for row in results["sine"] + results["digits"]:
     assert len(row["last"]) == len(row["mean"]) == 2
     assert all(1 < v < 60 for v in row["last"] + row["mean"])
