@@ -41,7 +41,7 @@ class Settings(families_2d.Size):
     batch_size: points of a step, of a pool of training points.
     pool: how many training points there are.
     held_out: how many points the score is the mean over.
-    learning_rate: at first; families multiply it by theirs.
+    learning_rate: at first.
     side: mesh points on each axis.
     seed: of points, parameters and samples.
   """
@@ -130,8 +130,7 @@ def run(families: list[str], settings: Settings) -> tuple[dict, dict]:
     splits[name] = pool, held_out, half
     drawn[name] = {"half": half, "data": np.asarray(held_out), "flows": {}}
   for family in families:
-    rate = settings.learning_rate * families_2d.RATES.get(family, 1.0)
-    one = fit(FAMILIES[family], dataclasses.replace(settings, learning_rate=rate))
+    one = fit(FAMILIES[family], settings)
     for name, (pool, held_out, half) in splits.items():
       start, points = time.perf_counter(), mesh(-half, half, settings.side)
       found = one(pool, held_out, points, jax.random.key(settings.seed))

@@ -83,19 +83,6 @@ def _ferumal(size: Size, rngs: nnx.Rngs) -> flows.Flow:
   return models.ferumal_flow(2, num_layers=size.layers, split="alternating", rngs=rngs)
 
 
-def _block_autoregressive(size: Size, rngs: nnx.Rngs) -> flows.Flow:
-  # A new layer is a steep step, whose gradients vanish, unless its input is small.
-  make = lambda rngs, order: flows.Chain(
-    [
-      flows.ElementwiseAffine(0.0, 10.0),
-      flows.Permutation(order),
-      flows.BlockAutoregressive(2, width=size.width // 4, rngs=rngs),
-      flows.ActNorm(2),
-    ]
-  )
-  return _standardized(_scanned(make, _few(size), rngs))
-
-
 def _deep_sigmoidal(size: Size, rngs: nnx.Rngs) -> flows.Flow:
   transform = lambda rngs: flows.DeepSigmoidalTransform(8)
   return _standardized(_autoregressive(transform, 2, size, rngs))
@@ -151,7 +138,6 @@ FAMILIES: dict[str, Make] = {
   "MAF": _maf,
   "autoregressive spline": _spline_autoregressive,
   "Ferumal": _ferumal,
-  "block autoregressive": _block_autoregressive,
   "deep sigmoidal": _deep_sigmoidal,
   "unconstrained monotonic": _unconstrained_monotonic,
   "Gaussianization": _gaussianization,
@@ -160,9 +146,6 @@ FAMILIES: dict[str, Make] = {
   "residual": _residual,
   "continuous": _continuous,
 }
-
-# What the learning rate is multiplied by: weights that are normalized exponentials move slowly.
-RATES = {"block autoregressive": 10.0}
 
 # The package without which a family can't be built.
 NEEDS = {"continuous": "diffrax"}
