@@ -1,17 +1,18 @@
-"""Fit every family of flows to every two-dimensional toy density, and draw what they learn.
+"""Fit families of flows to every two-dimensional toy density, and draw what they learn.
 
   python -m experiments.densities_2d --out=DIR [--tiny] [--steps=2000] [--only=FAMILY,...]
 
 DIR gets results.json, table.md (also printed) and densities_2d.png: for each density a row, for
-each family the density on a mesh and samples. Held-out negative log-likelihoods are in nats, on
-points drawn anew; where the true density has a closed form its entropy stands beside them, below
-which no model's expected value can fall. `mass` is the integral of the learned density over the
-drawn mesh, the rest lies outside.
+each family the density on a mesh and samples, in blocks of up to five families. Held-out negative
+log-likelihoods are in nats, on points drawn anew; where the true density has a closed form its
+entropy stands beside them, below which no model's expected value can fall. `mass` is the integral
+of the learned density over the drawn mesh, the rest lies outside.
 
-Further families join through `FAMILIES`.
+The families are those of `experiments.families_2d`; by default all that need no further package.
 """
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,16 +25,16 @@ import optax
 from absl import app, flags
 from flax import nnx
 
-from experiments import command, data, plots, workdirs
-from normjax import flows, models
+from experiments import command, families_2d, plots, workdirs
+from experiments.families_2d import FAMILIES
+from normjax import flows
 
-_BOUND = 5.0  # splines are the identity outside of it; all densities lie inside
-_ORDERS = jnp.array([[0, 1], [1, 0]])
+_IN_A_BLOCK = 5  # families beside each other in the picture
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
-  """How a flow is fitted and judged.
+class Settings(families_2d.Size):
+  """How a flow is fitted and judged, beside its size.
 
   Attributes:
     steps: of Adam, whose learning rate falls to zero along a cosine.
@@ -41,8 +42,6 @@ class Settings:
     pool: how many training points there are.
     held_out: how many points the score is the mean over.
     learning_rate: at first.
-    layers: layers of a flow, an even number.
-    width: units of hidden layers.
     side: mesh points on each axis.
     seed: of points, parameters and samples.
   """
@@ -52,58 +51,11 @@ class Settings:
   pool: int = 50_000
   held_out: int = 10_000
   learning_rate: float = 3e-3
-  layers: int = 8
-  width: int = 32
   side: int = 200
   seed: int = 0
 
 
-TINY = Settings(2, 8, 32, 16, layers=2, width=4, side=8)
-
-
-def _layers(make: Callable[..., flows.Bijector], settings: Settings, rngs: nnx.Rngs) -> flows.Flow:
-  """Scan `make(rngs, order)` with orders that turn round from layer to layer."""
-  orders = jnp.tile(_ORDERS, (settings.layers // 2, 1))
-  return flows.Flow(flows.Scan(make, len(orders), orders, rngs=rngs), flows.StandardNormal((2,)))
-
-
-def _affine(settings: Settings, rngs: nnx.Rngs) -> flows.Flow:
-  make = lambda rngs, order: flows.AffineCoupling(
-    order, scale="tanh", width=settings.width, rngs=rngs
-  )
-  return _layers(make, settings, rngs)
-
-
-def _spline(settings: Settings, rngs: nnx.Rngs) -> flows.Flow:
-  return models.rqs_coupling_flow(
-    2, num_layers=settings.layers, width=settings.width, tail_bound=_BOUND, rngs=rngs
-  )
-
-
-def _maf(settings: Settings, rngs: nnx.Rngs) -> flows.Flow:
-  return models.maf(2, num_layers=settings.layers, width=settings.width, rngs=rngs)
-
-
-def _spline_autoregressive(settings: Settings, rngs: nnx.Rngs) -> flows.Flow:
-  transform = lambda: flows.RQSTransform(tail_bound=_BOUND, identity_init=True)
-  make = lambda rngs, order: flows.MaskedAutoregressive(
-    2, transform(), order=order, width=settings.width, rngs=rngs
-  )
-  return _layers(make, settings, rngs)
-
-
-def _ferumal(settings: Settings, rngs: nnx.Rngs) -> flows.Flow:
-  return models.ferumal_flow(2, num_layers=settings.layers, split="alternating", rngs=rngs)
-
-
-# `make(settings, rngs)` builds the flow of each family over points (b, 2).
-FAMILIES: dict[str, Callable[[Settings, nnx.Rngs], flows.Flow]] = {
-  "affine coupling": _affine,
-  "spline coupling": _spline,
-  "MAF": _maf,
-  "autoregressive spline": _spline_autoregressive,
-  "Ferumal": _ferumal,
-}
+TINY = Settings(layers=2, width=4, steps=2, batch_size=8, pool=32, held_out=16, side=8)
 
 
 def mesh(low: float, high: float, side: int) -> np.ndarray:
@@ -119,32 +71,48 @@ def entropy(name: str, points: np.ndarray) -> float | None:
   return None if log_prob is None else float(-jnp.mean(log_prob(jnp.asarray(points))))
 
 
-def fit(make: Callable[[Settings, nnx.Rngs], flows.Flow], settings: Settings) -> Callable[..., Any]:
+def train(
+  flow: flows.Flow,
+  objective: Callable[[flows.Flow, jax.Array, jax.Array], jax.Array],
+  steps: int,
+  learning_rate: float,
+  key: jax.Array,
+) -> flows.Flow:
+  """Return the flow after `steps` of Adam on `objective(flow, key, progress)`, from 0 to 1."""
+  adam = optax.adam(optax.cosine_decay_schedule(learning_rate, steps))
+  graphdef, params, rest = nnx.split(flow, nnx.Param, ...)
+  params, rest = nnx.to_pure_dict(params), nnx.to_pure_dict(rest)
+  merge = lambda params: nnx.merge(graphdef, params, rest, copy=True)
+
+  def step(carry: Any, xs: tuple[jax.Array, jax.Array]) -> Any:
+    params, state = carry
+    updates, state = adam.update(
+      jax.grad(lambda params: objective(merge(params), *xs))(params), state
+    )
+    return (optax.apply_updates(params, updates), state), None
+
+  xs = jax.random.split(key, steps), jnp.arange(steps) / steps
+  (params, _), _ = jax.lax.scan(step, (params, adam.init(params)), xs)
+  return merge(params)
+
+
+def fit(make: families_2d.Make, settings: Settings) -> Callable[..., Any]:
   """Return `run(pool, held_out, mesh, key)`, which trains and judges a new flow in one program.
 
   It returns the held-out score, its standard error, the log-density (side^2,) on the mesh and
   samples (held_out, 2).
   """
-  adam = optax.adam(optax.cosine_decay_schedule(settings.learning_rate, settings.steps))
 
   @jax.jit
   def run(pool: jax.Array, held_out: jax.Array, points: jax.Array, key: jax.Array) -> Any:
     init_key, batch_key, sample_key = jax.random.split(key, 3)
     flow = flows.init_from_data(make(settings, nnx.Rngs(init_key)), pool[:2048])
-    graphdef, params, rest = nnx.split(flow, nnx.Param, ...)
-    params, rest = nnx.to_pure_dict(params), nnx.to_pure_dict(rest)
-    merge = lambda params: nnx.merge(graphdef, params, rest, copy=True)
 
-    def step(carry: Any, key: jax.Array) -> Any:
-      params, state = carry
+    def objective(flow: flows.Flow, key: jax.Array, _: jax.Array) -> jax.Array:
       batch = pool[jax.random.randint(key, (settings.batch_size,), 0, len(pool))]
-      loss = lambda params: -jnp.mean(merge(params).log_prob(batch))
-      updates, state = adam.update(jax.grad(loss)(params), state)
-      return (optax.apply_updates(params, updates), state), None
+      return -jnp.mean(flow.log_prob(batch))
 
-    keys = jax.random.split(batch_key, settings.steps)
-    (params, _), _ = jax.lax.scan(step, (params, adam.init(params)), keys)
-    flow = merge(params)
+    flow = train(flow, objective, settings.steps, settings.learning_rate, batch_key)
     scores = -flow.log_prob(held_out)
     error = jnp.std(scores) / jnp.sqrt(len(held_out))
     return jnp.mean(scores), error, flow.log_prob(points), flow.sample(sample_key, len(held_out))
@@ -179,49 +147,67 @@ def run(families: list[str], settings: Settings) -> tuple[dict, dict]:
 
 def table(results: dict) -> str:
   """Return held-out scores (± standard error over points) and masses as a Markdown table."""
-  families = list(dict.fromkeys(row["family"] for row in results["rows"]))
-  lines = [
-    "| density | entropy | " + " | ".join(families) + " | mass |",
-    "|:---|---:|" + "---:|" * (len(families) + 1),
-  ]
-  for name in dict.fromkeys(row["density"] for row in results["rows"]):
-    rows = [row for row in results["rows"] if row["density"] == name]
-    exact = "" if rows[0]["entropy"] is None else f"{rows[0]['entropy']:.3f}"
-    masses = [row["mass"] for row in rows]
-    scores = " | ".join(f"{row['nll']:.3f} ± {row['se']:.3f}" for row in rows)
-    lines.append(f"| {name} | {exact} | {scores} | {min(masses):.3f} to {max(masses):.3f} |")
-  return "\n".join(lines) + "\n"
+  rows = results["rows"]
+  names, families = (list(dict.fromkeys(row[key] for row in rows)) for key in ("density", "family"))
+  exact = {row["density"]: row["entropy"] for row in rows}
+  known = ["" if exact[name] is None else f"{exact[name]:.3f}" for name in names]
+  cells = [["family", *names, "mass"], ["entropy", *known, ""]]
+  for family in families:
+    own = {row["density"]: row for row in rows if row["family"] == family}
+    masses = [row["mass"] for row in own.values()]
+    scores = [f"{own[name]['nll']:.3f} ± {own[name]['se']:.3f}" for name in names]
+    cells.append([family, *scores, f"{min(masses):.3f} to {max(masses):.3f}"])
+  lines = [f"| {' | '.join(row)} |\n" for row in cells]
+  return "".join([lines[0], "|:---|" + "---:|" * (len(names) + 1) + "\n", *lines[1:]])
 
 
 def picture(drawn: dict, path: Path) -> Path:
-  """Draw the data, and the density and samples of each family, a row for each set."""
-  plt = plots.plt
+  """Draw the data, and the density and samples of each family, a row for each set in each block."""
   families = list(next(iter(drawn.values()))["flows"])
-  columns = 1 + 2 * len(families)
-  size = {"figsize": (1.35 * columns, 1.42 * len(drawn)), "squeeze": False}
-  figure, panels = plt.subplots(len(drawn), columns, layout="constrained", **size)
-  for number, (row, (name, found)) in enumerate(zip(panels, drawn.items(), strict=True)):
-    half, points = found["half"], found["data"]
-    # One scale in a row; the brightest cells of a sharp density would darken all others.
-    top = max(np.quantile(density, 0.995) for density, _ in found["flows"].values())
-    _scatter(row[0], points, half)
-    row[0].set_ylabel(name.replace("_", " "), fontsize=9)
-    row[0].set_title("" if number else "data", fontsize=9)
-    for i, (family, (density, samples)) in enumerate(found["flows"].items()):
-      left, right = row[1 + 2 * i], row[2 + 2 * i]
-      left.imshow(density, extent=(-half, half, -half, half), cmap="magma", vmin=0, vmax=top)
-      left.set_title("" if number else family, fontsize=9)
-      _scatter(right, samples, half)
-  for axes in panels.ravel():
-    axes.set(xticks=[], yticks=[])
-  figure.savefig(path, dpi=130)
-  plt.close(figure)
-  return path
+  blocks = -(-len(families) // _IN_A_BLOCK)
+  across = math.ceil(len(families) / blocks)
+  columns = 1 + 2 * across
+  figure = plots.plt.figure(
+    figsize=(1.35 * columns, 1.42 * len(drawn) * blocks), layout="constrained"
+  )
+  for block, part in enumerate(np.atleast_1d(figure.subfigures(blocks, 1))):
+    panels = part.subplots(len(drawn), columns, squeeze=False)
+    shown = families[block * across : (block + 1) * across]
+    for number, (row, (name, found)) in enumerate(zip(panels, drawn.items(), strict=True)):
+      half = found["half"]
+      # One scale in a row; the brightest cells of a sharp density would darken all others.
+      top = max(np.quantile(density, 0.995) for density, _ in found["flows"].values())
+      show_points(row[0], found["data"], half)
+      row[0].set_ylabel(name.replace("_", " "), fontsize=9)
+      row[0].set_title("" if number else "data", fontsize=9)
+      for i, family in enumerate(shown):
+        left, right = row[1 + 2 * i], row[2 + 2 * i]
+        density, samples = found["flows"][family]
+        show_density(left, density, half, top)
+        left.set_title("" if number else family, fontsize=9)
+        show_points(right, samples, half)
+      for axes in row[1 + 2 * len(shown) :]:
+        axes.set_axis_off()
+  return save(figure, path)
 
 
-def _scatter(axes: Any, points: np.ndarray, half: float) -> None:
+def show_density(axes: Any, density: np.ndarray, half: float, top: float) -> None:
+  """Draw a density (side, side) on a square of half width `half`; `top` is the brightest."""
+  axes.imshow(density, extent=(-half, half, -half, half), cmap="magma", vmin=0, vmax=top)
+  axes.set(xticks=[], yticks=[])
+
+
+def show_points(axes: Any, points: np.ndarray, half: float) -> None:
+  """Draw points (n, 2) on a square of half width `half`."""
   axes.scatter(*points[:3000].T, s=0.3, color="C0", linewidths=0)
-  axes.set(xlim=(-half, half), ylim=(-half, half), aspect="equal")
+  axes.set(xlim=(-half, half), ylim=(-half, half), aspect="equal", xticks=[], yticks=[])
+
+
+def save(figure: Any, path: Path) -> Path:
+  """Write a figure and close it."""
+  figure.savefig(path, dpi=130)
+  plots.plt.close(figure)
+  return path
 
 
 def main(argv):
@@ -229,11 +215,10 @@ def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f"takes flags only, got {argv[1:]}")
   flag = flags.FLAGS
-  for family in flag.only:
-    data.check_name("--only", family, FAMILIES)
+  families = families_2d.chosen(flag.only)
   settings = TINY if flag.tiny else Settings(steps=flag.steps, seed=flag.seed)
   out = Path(flag.out)
-  results, drawn = run(flag.only or list(FAMILIES), settings)
+  results, drawn = run(families, settings)
   workdirs.write_json(out / "results.json", results)
   (out / "table.md").write_text(table(results))
   picture(drawn, out / "densities_2d.png")
@@ -245,6 +230,6 @@ if __name__ == "__main__":
   flags.DEFINE_bool("tiny", False, "A few small steps, to see that everything runs.")
   flags.DEFINE_integer("steps", 2000, "Steps of each fit.", lower_bound=1)
   flags.DEFINE_integer("seed", 0, "Of points, parameters and samples.")
-  flags.DEFINE_list("only", [], "Families; default: all.")
+  flags.DEFINE_list("only", [], "Families; default: all that need no further package.")
   flags.mark_flags_as_required(["out"])
   command.run(main, trains=True)

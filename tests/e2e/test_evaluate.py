@@ -2,6 +2,7 @@ import json
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -64,6 +65,20 @@ def test_evaluation_takes_every_image_once(evaluated):
   task.score = lambda flow, batch, key, draws: batch["image"].sum((1, 2, 3), dtype="int32")
   expected = task.dataset.test["image"].sum((1, 2, 3), dtype=np.int32)
   np.testing.assert_array_equal(tasks.score_all(task, flow, 1), expected)
+
+
+def test_draws_count_together_by_their_probabilities(evaluated):
+  workdir, result = evaluated
+  assert result["bits_per_dim"] - 0.1 < result["weighted"] < result["bits_per_dim"]
+  task, flow = workdirs.open_workdir(str(workdir))
+  task.scores = lambda flow, batch, key, draws: jnp.tile(
+    jnp.array([[3.0, 3.0 + 1 / 64]]), (len(batch["image"]), draws // 2)
+  )
+  result = task.evaluate(flow, 4)
+  # Half of the draws have half the probability: the mean of both is 3/4 of the larger.
+  np.testing.assert_allclose(result["weighted"], 3 - np.log2(3 / 4) / 64, rtol=1e-6)
+  np.testing.assert_allclose(result["bits_per_dim"], 3 + 1 / 128, rtol=1e-6)
+  assert f"| {result['weighted']:.3f}" in task.table(result)
 
 
 @pytest.mark.parametrize("run", ["uninterrupted", "conditional"])

@@ -3,14 +3,17 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from PIL import Image
+from scipy import linalg
 
 from experiments import evaluate, sample, tasks, train, workdirs
 from experiments.configs import injective_digits
 from experiments.tasks import _injective
-from normjax import checkpoint
+from normjax import checkpoint, flows
 
 
 def tiny(**changes):
@@ -31,7 +34,12 @@ def test_numbers_are_those_of_the_images(trained, capsys):
   assert json.loads((trained / "evaluate.json").read_text())["frechet"] == result["frechet"]
   task, model = workdirs.open_workdir(str(trained))
   train_x, x = ((2 * part["image"].reshape(-1, 64) + 1.0) / 17 - 1 for part in task.dataset[:2])
-  again = jax.jit(lambda model, x: model.decode(model.encode(x)))(model, np.float32(x))
+  again, log_prob = jax.jit(
+    lambda model, x: (
+      model.decode(model.encode(x)),
+      flows.injective_log_prob(model.encode, model.decode, x),
+    )
+  )(model, np.float32(x))
   errors = np.sum((np.asarray(again) - x) ** 2, axis=1)
   assert result["squared_error"] == pytest.approx(errors.mean(), rel=1e-4)
   assert result["squared_error_se"] == pytest.approx(errors.std(ddof=1) / np.sqrt(360), rel=1e-3)
@@ -39,7 +47,12 @@ def test_numbers_are_those_of_the_images(trained, capsys):
   assert values[-1] == values.max()
   left = (x - train_x.mean(0)) @ vectors[:, :-2]
   assert result["pca"] == pytest.approx(np.sum(left**2, axis=1).mean(), rel=1e-4)
-  assert 0 < result["frechet_train"] < result["frechet"]
+  assert result["log_prob"] == pytest.approx(np.asarray(log_prob).mean(), rel=1e-3)
+  covariances = [np.cov(v, rowvar=False) for v in (train_x, x)]
+  root = linalg.sqrtm(covariances[0] @ covariances[1]).real
+  distance = np.sum((train_x.mean(0) - x.mean(0)) ** 2) + np.trace(sum(covariances) - 2 * root)
+  assert result["frechet_train"] == pytest.approx(distance, rel=1e-3)
+  assert result["frechet"] > 2 * distance
   assert "squared error of 2 principal components" in capsys.readouterr().out
 
 
@@ -63,10 +76,27 @@ def test_the_autoencoder_has_no_likelihood_in_its_loss():
   np.testing.assert_allclose(metrics["train_squared_error"], loss / 2, rtol=1e-6)
 
 
+def test_the_loss_sees_noise_and_the_likelihood():
+  tasks_of = [tasks.make(tiny(noise=0.5, nll_weight=weight)) for weight in (0.0, 1.0)]
+  model = checkpoint.build(tasks_of[0].model, nnx.Rngs(0))
+  batch = {"image": tasks_of[0].dataset.test["image"][:5]}
+  run = jax.jit(lambda *arguments: [task.loss(*arguments)[0] for task in tasks_of])
+  plain, whole = run(model, batch, jax.random.key(0))
+  x = tasks_of[0].inputs(batch["image"])
+  x = x + 0.5 * jax.random.normal(jax.random.split(jax.random.key(0))[0], x.shape)
+  errors = jnp.sum((model.decode(model.encode(x)) - x) ** 2, axis=1)
+  np.testing.assert_allclose(plain, 10 * errors.mean(), rtol=1e-5)
+  assert abs(whole - plain) > 1
+
+
 def test_pictures(trained):
   files = sample.run(str(trained), count=5)
   assert {file.name for file in files} == {"samples.png", "reconstructions.png"}
   assert all(file.stat().st_size > 500 for file in files)
+  page = np.asarray(Image.open(files[1]))[32::68, 40::68]  # a pixel of each image
+  task, _ = workdirs.open_workdir(str(trained))
+  levels = task.evaluation_arrays(12)["image"][:, 3, 4, 0]
+  np.testing.assert_array_equal(page[0], np.round(levels.astype(float) * 255 / 16))
   with pytest.raises(ValueError, match="count must be at least 1, got 0"):
     sample.run(str(trained), count=0)
 

@@ -3,12 +3,15 @@
 import dataclasses
 import re
 
+import jax
 import numpy as np
 import pytest
 
 from experiments import bench, benchmarks
 from experiments.benchmarks import _convolutions, _flows, _image_flows
+from experiments.benchmarks._flow_jobs import jax_peer
 from experiments.benchmarks._work import affine_inputs
+from normjax import flows
 
 SMALL = {
   "layer_norm": (6, 64),
@@ -57,6 +60,35 @@ def test_answers_of_image_flows_are_right(name, monkeypatch):
   assert lines["normjax"]["right"], lines["normjax"]
   if name.startswith("jet sample"):
     assert "names no checkout" in lines["big_vision"]["skipped"] or lines["big_vision"]["right"]
+
+
+def test_flows_are_timed_at_their_likelihood_its_update_and_their_samples(monkeypatch):
+  flow = flows.Flow(flows.ActNorm(2), flows.StandardNormal((2,)))
+  inputs = _flows.inputs(5, 2)
+  x = inputs["x"].astype(float)
+  build = lambda shape: _flows.nnx_flow(flow)
+  params = build((2,)).params["bijector"]
+  log_scale, shift = (params[name].astype(float) for name in ("log_scale", "shift"))
+  assert 0.01 < np.abs([log_scale, shift]).mean() < 0.2  # a new one is the identity
+  z = np.exp(log_scale) * x + shift
+  loss = np.mean(np.sum(z**2, axis=1)) / 2 + np.log(2 * np.pi) - np.sum(log_scale)
+  grads = np.array([np.mean(z * np.exp(log_scale) * x, axis=0) - 1, np.mean(z, axis=0)])
+  train = jax_peer(build, "train")
+  out = train.make(inputs)()
+  for found in (train.read(out), train.exact(inputs)):
+    np.testing.assert_allclose(found, [loss, np.linalg.norm(grads)], rtol=1e-5)
+  # The first step of Adam has the length of its rate in every entry.
+  moved = [out[2]["bijector"][name] - params[name] for name in ("log_scale", "shift")]
+  np.testing.assert_allclose(moved, -1e-3 * np.sign(grads), rtol=1e-3)
+  sample = jax_peer(build, "sample")
+  expected = (x - shift) * np.exp(-log_scale)
+  np.testing.assert_allclose(sample.read(sample.make(inputs)())[0], expected, rtol=1e-5)
+  compiled = jax_peer(build, "compile").make(inputs)
+  calls, jit = [], jax.jit
+  monkeypatch.setattr(jax, "jit", lambda *args, **kwargs: calls.append(1) or jit(*args, **kwargs))
+  for _ in range(2):
+    np.testing.assert_allclose(compiled()[0], loss, rtol=1e-5)
+  assert len(calls) >= 2
 
 
 def test_further_targets_stand_beside_the_peer(monkeypatch):
