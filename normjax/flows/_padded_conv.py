@@ -32,8 +32,9 @@ class PaddedConv(InvertibleConv):
   Args:
     features: c, the channels.
     kernel_size: k, odd.
-    use_bias: learn a bias (c,), at first zero.
+    use_bias: learn a bias (c,).
     kernel_init: draws what is added to the Dirac kernel.
+    bias_init: draws the bias.
     param_dtype: dtype of the parameters.
     rngs: the stream `params`.
 
@@ -62,6 +63,7 @@ class PaddedConv(InvertibleConv):
     kernel_size: int = 3,
     use_bias: bool = True,
     kernel_init: Callable[..., Array] = nnx.initializers.zeros,
+    bias_init: Callable[..., Array] = nnx.initializers.zeros,
     param_dtype: DTypeLike = jnp.float32,
     rngs: nnx.Rngs,
   ):
@@ -69,6 +71,8 @@ class PaddedConv(InvertibleConv):
     k = check_kernel_size(kernel_size, odd=True)
     kernel = kernel_init(rngs.params(), (k, k, features, features), param_dtype)
     self.kernel = nnx.Param(kernel.at[k // 2, k // 2].add(jnp.eye(features, dtype=param_dtype)))
+    if self.bias is not None:
+      self.bias[...] = bias_init(rngs.params(), (features,), param_dtype)
 
   def matrix(self, height: int, width: int, dtype=jnp.float32) -> Float[Array, "D D"]:
     """Return T, rows for inputs and columns for outputs, entries of images in row-major order."""

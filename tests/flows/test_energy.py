@@ -215,11 +215,14 @@ def test_dense_starts(start):
     np.testing.assert_allclose(jnp.sum((z - 0.5) ** 2), 5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["ebflow_dense", "ebflow_coupling"])
+@pytest.mark.parametrize("name", ["ebflow_conv", "ebflow_dense", "ebflow_coupling"])
 def test_programs_do_not_grow_with_depth(name):
   def size(length):
     def loss(x):
-      if name == "ebflow_dense":
+      if name == "ebflow_conv":
+        flow = models.ebflow_conv((1, 3, 1), num_layers=length, rngs=nnx.Rngs(0))
+        x = x.reshape(2, 1, 3, 1)
+      elif name == "ebflow_dense":
         flow = models.ebflow_dense((3,), num_layers=length, rngs=nnx.Rngs(0))
       else:
         flow = models.ebflow_coupling(3, num_blocks=length, width=4, rngs=nnx.Rngs(0))
