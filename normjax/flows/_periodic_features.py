@@ -28,10 +28,9 @@ def periodic_features(x: Float[Array, "*batch d"], periods: ArrayLike) -> Float[
       looked at unless they are being traced).
 
   Example:
-    >>> x = jnp.array([[0.25, 7.0], [4.25, 7.0]])
-    >>> periodic_features(x, [1.0, jnp.inf]).round(3) + 0.0
-    Array([[0., 7., 1., 0.],
-           [0., 7., 1., 0.]], dtype=float32)
+    >>> y = periodic_features(jnp.array([4.125, 7.0]), [1.0, jnp.inf])
+    >>> [round(float(v), 3) for v in y]  # an eighth of the circle, and 7
+    [0.707, 7.0, 0.707, 0.0]
   """
   check_batch("x", x)
   wide = widened(x)
