@@ -99,15 +99,25 @@ def test_only_what_is_trained_without_a_condition_starts():
   np.testing.assert_array_equal(_raw(START(shift, x)), 0)
 
 
+class Centered(flows.AdditiveTransform):
+  """x + t that takes the mean away at first."""
+
+  def init_raw(self, x):
+    return -jnp.mean(x, axis=0)[..., None]
+
+
 def test_odd_batches():
   x = np.full((6, 3), 0.1)
   x[4:, :2] = [[1e30, -1e30], [-1e30, 0.1]]
-  run = jax.jit(lambda layer, x: (n := flows.init_from_data(layer, x), *n.forward(x)))
-  for num_components in (1, 8):
-    layer = flows.Elementwise(flows.LogisticMixtureTransform(num_components), (3,))
-    new, z, log_det = run(layer, jnp.asarray(x, jnp.float32))
-    assert all(np.all(np.isfinite(v)) for v in (_raw(new), z, log_det))
-  layer = _marginals()
+  x = jnp.asarray(x, jnp.float32)
+  assert np.all(np.isfinite(jax.jit(flows.GaussianizationTransform(1).init_raw)(x)))
+  layer = flows.Elementwise(flows.LogisticMixtureTransform(8), (3,))
+  new = START(layer, x)
+  z, log_det = jax.jit(new.forward)(x)
+  assert all(np.all(np.isfinite(v)) for v in (_raw(new), z, log_det))
+  layer = flows.Elementwise(Centered(), (3,))
+  own = flows.init_from_data(layer, jnp.array([[1.0, 2.0, 4.0], [3.0, 2.0, 0.0]]))
+  np.testing.assert_array_equal(_raw(own), -2)
   with pytest.raises(ValueError, match="x must be finite at every Elementwise that starts from it"):
     flows.init_from_data(layer, jnp.full((2, 3), jnp.nan))
   with pytest.raises(ValueError, match="x must have shape"):

@@ -92,7 +92,9 @@ def test_periods_belong_to_features_whatever_their_order():
 
 
 def test_without_periods_a_network_sees_what_it_did():
-  plain = flows.AdditiveCoupling(ORDERS[0], num_conditioning=3, rngs=nnx.Rngs(0), **SMALL)
+  plain = nnx.eval_shape(
+    lambda: flows.AdditiveCoupling(ORDERS[0], num_conditioning=3, rngs=nnx.Rngs(0), **SMALL)
+  )
   assert plain.periods is None
   assert plain.network.first.kernel.shape == (3, 6)
 
