@@ -205,7 +205,7 @@ def test_padded_conv_is_its_matrix():
 
 def test_inpainting_draws_from_the_conditional_density():
   precision = np.array([[2.0, 0.8, -0.6], [0.8, 1.5, 0.4], [-0.6, 0.4, 1.2]])
-  mean, step, walks = np.array([1.0, -2.0, 0.5]), 0.3, 1500
+  mean, step, walks = np.array([1.0, -2.0, 0.5]), 0.3, 4000
   known = np.zeros((2 * walks, 3), bool)
   known[:walks, 0] = known[walks:, 1:] = True  # the first half knows one entry, the other half two
   start = jnp.broadcast_to(jnp.array([[2.5, 0.7, -1.3]]), (2 * walks, 3))
