@@ -109,8 +109,11 @@ def score_matching_config() -> ConfigDict:
   # Logits of squeezed pixels, divided by `scale`; the objective sees these, or pixels.
   config.logit = ConfigDict({"alpha": 1e-6, "scale": 0.5})
   config.match_after_preprocessing = True
-  # Arguments of normjax.models.ebflow_dense.
-  config.model = ConfigDict(
+  # The flow is chosen by its name; each has options of its own, arguments in normjax.models.
+  config.flow = "dense"
+  config.model = ConfigDict()
+  config.model.conv = ConfigDict({"num_layers": 6, "kernel_size": 3, "alpha": 0.3})
+  config.model.dense = ConfigDict(
     {"num_layers": 4, "alpha": 0.3, "start": "identity", "initial_bias": 1.0}
   )
   config.optimizer.b2 = 0.999

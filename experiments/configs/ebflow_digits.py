@@ -16,7 +16,7 @@ def get_config(mode: str = ""):
   config.total_steps = 4000
   config.optimizer.lr = 1e-3
   if mode == "tiny":
-    config.model.num_layers = 2
+    config.model.dense.num_layers = 2
     config.update(batch_size=16, total_steps=12, log_every=1, eval_every=6, save_every=4)
     config.eval.update(batch_size=40, examples=80, draws=1)
   elif mode:

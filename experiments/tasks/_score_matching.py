@@ -13,11 +13,14 @@ from experiments.tasks._density import Density
 from experiments.tasks._density_pictures import density_pictures
 from normjax import flows
 
+_FLOWS = {"conv": "ebflow_conv", "dense": "ebflow_dense"}
+
 
 class ScoreMatching(Density):
   """An image density whose flow stands behind a logit, trained on one side of it or the other.
 
-  The model is a flow, the logit of pixels, whose base is a flow of dense layers. With
+  The model is a flow, the logit of pixels, whose base is a flow of dense layers or convolutions:
+  `config.flow` chooses it, `config.model` holds the options of each. With
   `config.match_after_preprocessing` the objective sees logits and the inner flow only (MaP;
   https://arxiv.org/abs/2305.15267), else pixels and the whole. Bits per dimension are always those
   of pixels.
@@ -25,6 +28,7 @@ class ScoreMatching(Density):
 
   def __init__(self, config: ConfigDict):
     data.check_name("config.objective.name", config.objective.name, OBJECTIVES)
+    data.check_name("config.flow", config.flow, _FLOWS)
     self.config, self.num_classes = config, None
     self.dataset = data.load(config.data.name, **config.data.options)
     spec = lambda name, **kwargs: {"class": f"normjax.{name}", "kwargs": kwargs}
@@ -36,9 +40,11 @@ class ScoreMatching(Density):
       "flows.Flow",
       bijector=spec("flows.Chain", bijectors=logit),
       base=spec(
-        "models.ebflow_dense", shape=list(self.dataset.shape), **config.model.to_dict()
+        f"models.{_FLOWS[config.flow]}",
+        shape=list(self.dataset.shape),
+        **config.model[config.flow].to_dict(),
       ),
-    )  # fmt: skip
+    )
 
   def loss(self, flow, batch, key):
     """Return the mean objective per dimension of a batch and the metrics to log."""

@@ -44,7 +44,7 @@ from normjax.flows._elementwise_coupling import (
   mask_to_order,
 )
 from normjax.flows._emerging_conv import EmergingConv
-from normjax.flows._energy import langevin, log_normalizer, score
+from normjax.flows._energy import inpaint, langevin, log_normalizer, score
 from normjax.flows._exp import Exp
 from normjax.flows._feature_conditional import FeatureConditional, SelfConditional
 from normjax.flows._fit import FitResult, fit
@@ -88,6 +88,7 @@ from normjax.flows._multivariate_normal import MultivariateNormal
 from normjax.flows._padded_conv import PaddedConv
 from normjax.flows._parts import Concatenate, Indexed
 from normjax.flows._periodic_conv import PeriodicConv
+from normjax.flows._periodic_features import periodic_features
 from normjax.flows._permutation import Permutation
 from normjax.flows._planar import PlanarFlow, planar, planar_inverse
 from normjax.flows._polynomial_transforms import BernsteinTransform, SumOfSquaresTransform
@@ -240,15 +241,15 @@ __all__ = [
   "effective_sample_size", "eight_gaussians", "eight_gaussians_log_prob", "encoder_log_volume",
   "energy_u1", "energy_u2", "energy_u3", "energy_u4", "finite_difference_score_matching", "fit",
   "hard_sigmoid_correlation", "importance_log_weights", "init_from_data", "injective_cycles",
-  "injective_log_prob", "injective_loss", "invert_monotone", "jet_from_big_vision", "langevin",
-  "linear_spline", "linear_spline_inverse", "log_normalizer", "mask_to_order", "matern12",
-  "matern32", "matern52", "modified_spline", "modified_spline_inverse", "orthogonal_probes",
-  "pinwheel", "planar", "planar_inverse", "pulled_back_potential", "quadratic_spline",
-  "quadratic_spline_inverse", "quantize", "radial", "radial_inverse", "rational_quadratic_spline",
-  "rational_quadratic_spline_inverse", "relationship_log_prob", "renyi_bound", "residual_log_det",
-  "reverse_kl", "rotated_log_prob", "roulette_log_det", "score", "series_log_det",
-  "sigmoid_correlation", "sliced_score_matching", "squared_exponential", "sylvester",
-  "sylvester_inverse", "to_distrax", "to_numpyro", "tracked_variance", "two_moons", "two_spirals",
-  "update_statistics", "volume_surrogate", "warp_abs", "warp_crescent", "warp_crescent_cubed",
-  "warp_sign", "warp_sine", "with_probes",
+  "injective_log_prob", "injective_loss", "inpaint", "invert_monotone", "jet_from_big_vision",
+  "langevin", "linear_spline", "linear_spline_inverse", "log_normalizer", "mask_to_order",
+  "matern12", "matern32", "matern52", "modified_spline", "modified_spline_inverse",
+  "orthogonal_probes", "periodic_features", "pinwheel", "planar", "planar_inverse",
+  "pulled_back_potential", "quadratic_spline", "quadratic_spline_inverse", "quantize", "radial",
+  "radial_inverse", "rational_quadratic_spline", "rational_quadratic_spline_inverse",
+  "relationship_log_prob", "renyi_bound", "residual_log_det", "reverse_kl", "rotated_log_prob",
+  "roulette_log_det", "score", "series_log_det", "sigmoid_correlation", "sliced_score_matching",
+  "squared_exponential", "sylvester", "sylvester_inverse", "to_distrax", "to_numpyro",
+  "tracked_variance", "two_moons", "two_spirals", "update_statistics", "volume_surrogate",
+  "warp_abs", "warp_crescent", "warp_crescent_cubed", "warp_sign", "warp_sine", "with_probes",
 ]  # fmt: skip

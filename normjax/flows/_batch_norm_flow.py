@@ -14,7 +14,9 @@ from jaxtyping import Array, Float, PyTree
 from normjax.flows._act_norm import ActNorm, scaling_log_det
 from normjax.flows._bijector import Bijector
 from normjax.flows._checks import check_features
+from normjax.flows._elementwise import Elementwise
 from normjax.flows._flow import T, copied, visit_from_data
+from normjax.flows._kernel_coupling import KernelCoupling
 from normjax.flows._widened import widened
 
 
@@ -173,7 +175,7 @@ def update_statistics(flow: T, x: Float[Array, "b *event"], cond: PyTree | None 
   """
   new, visited = copied(flow), copied(flow)
   for _, module in nnx.iter_modules(visited):
-    if isinstance(module, (ActNorm, BatchNormFlow)):
+    if isinstance(module, (ActNorm, BatchNormFlow, Elementwise, KernelCoupling)):
       module.starts_from_data = False
   visit_from_data(visited, x, cond)
   nnx.update(new, nnx.state(visited, nnx.BatchStat))

@@ -6,11 +6,12 @@ In other libraries: the piecewise CDFs of nflows, the element-wise transforms of
 from collections.abc import Sequence
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
 from normjax.flows._bijector import Bijector
-from normjax.flows._checks import check_batch, check_shape
+from normjax.flows._checks import check_batch, check_shape, is_concrete
 from normjax.flows._conditional_parameters import ConditionalParameters
 from normjax.flows._transforms import Transform, apply_to_event
 
@@ -21,7 +22,9 @@ class Elementwise(Bijector):
   z_i = transform(x_i; raw_i),  x and z (B, *shape), raw (*shape, P)
   log_det (B,) = sum_i log|dz_i/dx_i|
 
-  Raw parameters start at zero. A network of the condition, if there is one, moves them.
+  Raw parameters start at zero; `init_from_data` starts those of mixtures from the marginals of a
+  batch (`GaussianizationTransform`, `LogisticMixtureTransform`). A network of the condition, if
+  there is one, moves them.
 
   Args:
     transform: what happens to each entry.
@@ -55,6 +58,8 @@ class Elementwise(Bijector):
     rngs: nnx.Rngs | None = None,
   ):
     self.transform, self.shape = transform, check_shape(shape)
+    # `update_statistics` visits the layers as `init_from_data` does, and clears this.
+    self.starts_from_data = True
     self.parameters = ConditionalParameters(
       {"raw": (*self.shape, transform.num_parameters)}, cond_dim=cond_dim, width=width,
       depth=depth, param_dtype=param_dtype, rngs=rngs,
@@ -67,6 +72,23 @@ class Elementwise(Bijector):
   def inverse(self, z, cond=None):
     """Return `(x, log_det)`."""
     return self._run("z", z, cond, self.transform.inverse)
+
+  def data_init(self, x, cond=None):
+    """Set the raw parameters to the transform's `init_raw` of `x`, if any; return the latent."""
+    check_batch("x", x, self.shape)
+    raw = self.transform.init_raw(x) if self.starts_from_data else None
+    if raw is not None:
+      values = self.parameters.values["raw"]
+      values[...] = raw.astype(values.dtype)
+    return self.forward(x, cond)[0]
+
+  def check_initialized(self):
+    """Raise ValueError if `init_from_data` had no finite batch; under jit there is no check."""
+    raw = self.parameters.values["raw"][...]
+    if is_concrete(raw) and not np.all(np.isfinite(raw)):
+      raise ValueError(
+        "x must be finite at every Elementwise that starts from it, got NaN or infinity"
+      )
 
   def _run(self, name, x, cond, method):
     check_batch(name, x, self.shape)

@@ -12,6 +12,7 @@ from jaxtyping import Array, ArrayLike, Int
 
 from normjax.flows._checks import check_sizes
 from normjax.flows._ordered_coupling import OrderedCoupling
+from normjax.flows._periodic_features import as_periods, periodic_features
 from normjax.flows._residual_network import ResidualNetwork
 from normjax.flows._transforms import (
   AdditiveTransform,
@@ -66,12 +67,15 @@ class ElementwiseCoupling(OrderedCoupling):
     dropout_rate: chance of the network's units to be dropped, unless `deterministic`. Masks change
       with `nnx.reseed(flow, dropout=key, policy="match_shape")` only, once per training step, so
       that a layer and its inverse agree.
+    periods: (D,) the period of each feature, infinite where there is none, or one for all. The
+      network then sees `periodic_features` of x1, and features that condition act the same a period
+      further on: angles that a circular transform maps, say.
     param_dtype: dtype of the parameters.
     rngs: source of the parameters' keys, and of the stream `dropout`.
 
   Raises:
     ValueError: if `order` is not a permutation of at least two features, no feature is left on
-      either side, a size is below 1, or `dropout_rate` not in [0, 1).
+      either side, a size is below 1, `dropout_rate` not in [0, 1), or a period is not above 0.
 
   Reference:
     Dinh, Sohl-Dickstein, Bengio, "Density estimation using Real NVP", 2016, arXiv 1605.08803.
@@ -94,6 +98,7 @@ class ElementwiseCoupling(OrderedCoupling):
     depth: int = 2,
     cond_dim: int | None = None,
     dropout_rate: float = 0.0,
+    periods: ArrayLike | None = None,
     param_dtype=jnp.float32,
     rngs: nnx.Rngs,
   ):
@@ -101,8 +106,10 @@ class ElementwiseCoupling(OrderedCoupling):
     check_sizes(width=width, depth=depth)
     kept, dim = self.num_conditioning, self.order.shape[0]
     self.elementwise = transform
+    self.periods = None if periods is None else nnx.Variable(as_periods(periods, dim))
+    inputs = kept if periods is None else 2 * kept
     self.network = ResidualNetwork(
-      kept, (dim - kept) * transform.num_parameters, width=width, depth=depth, cond_dim=cond_dim,
+      inputs, (dim - kept) * transform.num_parameters, width=width, depth=depth, cond_dim=cond_dim,
       dropout_rate=dropout_rate, param_dtype=param_dtype, rngs=rngs,
     )  # fmt: skip
 
@@ -113,6 +120,10 @@ class ElementwiseCoupling(OrderedCoupling):
 
   def conditioner(self, x1, cond):
     """Return the raw parameters (b, transformed features, parameters of one)."""
+    if self.periods is not None:
+      # By feature, as the features that condition may differ between the layers of a `Scan`.
+      periods = self.periods[...][self.order[...]]
+      x1 = periodic_features(x1, periods[: self.num_conditioning])
     return self.network(x1, cond).reshape(x1.shape[0], -1, self.elementwise.num_parameters)
 
   def transform(self, x2, theta):

@@ -2,7 +2,8 @@
 
 What differs from the paper (https://arxiv.org/abs/2003.01941): components that are spread out where
 raw numbers are zero, log-scales bounded on both sides, and tails by their logs, with no clipping of
-probabilities.
+probabilities. A start from data takes few components at quantiles, each with a scale of its own,
+where the authors' code takes one component for every point of a batch, and one scale for all.
 """
 
 import math
@@ -38,6 +39,9 @@ class GaussianizationTransform(LogisticMixture):
 
   y = Phi^-1(sum_k w_k sigmoid((x - m_k) exp(-l_k))),  Phi the normal distribution function
   raw (*batch, 3 K) = (u, c, v),  w = softmax(u), m = c + K places from -2 to 2, l = 5 tanh(v / 5)
+
+  An `Elementwise` starts it from data (`init_from_data`): equal weights, m_k the (k + 1/2) / K
+  quantile of an entry, exp(l_k) half of the distance to the nearer neighbour.
 
   Args:
     num_components: K, at least 1.

@@ -4,6 +4,7 @@ from flax import nnx
 from jaxtyping import Array, Float, PyTree
 
 from normjax.flows._act_norm import ActNorm
+from normjax.flows._elementwise import Elementwise
 from normjax.flows._flow import T, copied, visit_from_data
 
 
@@ -12,8 +13,10 @@ def init_from_data(flow: T, x: Float[Array, "b *event"], cond: PyTree | None = N
 
   Layer k sees what the layers before it, which are already initialized, make of `x` (B, ...):
   through `Chain`, `Scan` (a scan over layers), `Inverted`, `MultiScale`, and the networks of
-  couplings that hold an `ActNorm`. All other parameters stay; doing it twice with the same batch
-  changes nothing. A bijector of one's own takes part by its method `data_init`.
+  couplings that hold an `ActNorm`. An `Elementwise` starts where its transform has a method
+  `init_raw`, as mixtures do, and it maps data to latents: inverted, it stays. All other parameters
+  stay; doing it twice with the same batch changes nothing. A bijector of one's own takes part by
+  its method `data_init`.
 
   Under jit, with a batch that is sharded over devices, the statistics are those of the whole batch.
 
@@ -26,12 +29,13 @@ def init_from_data(flow: T, x: Float[Array, "b *event"], cond: PyTree | None = N
     A new flow of the same structure that shares nothing with the old one.
 
   Raises:
-    ValueError: if `flow` is neither, or a channel of `x` is constant at an `ActNorm` that does not
-      allow it; under jit, where values can't be looked at, its parameters become NaN.
+    ValueError: if `flow` is neither, a channel of `x` is constant at an `ActNorm` that does not
+      allow it, or `x` is not finite; under jit, where values can't be looked at, parameters become
+      NaN.
 
   Reference:
     Kingma, Dhariwal, "Glow: Generative Flow with Invertible 1x1 Convolutions", 2018,
-    arXiv 1807.03039.
+    arXiv 1807.03039; Meng, Song, Song, Ermon, "Gaussianization Flows", 2020, arXiv 2003.01941.
 
   Example:
     >>> import jax
@@ -45,6 +49,6 @@ def init_from_data(flow: T, x: Float[Array, "b *event"], cond: PyTree | None = N
   new = copied(flow)
   visit_from_data(new, x, cond)
   for _, module in nnx.iter_modules(new):
-    if isinstance(module, ActNorm):
+    if isinstance(module, (ActNorm, Elementwise)):
       module.check_initialized()
   return new

@@ -93,6 +93,8 @@ class KernelCoupling(OrderedCoupling):
     if bound is not None and not bound > 0:
       raise ValueError(f"bound must be above 0 or None, got {bound}")
     self.kernel, self.cond_dim, self.bound = kernel, cond_dim, bound
+    # `update_statistics` visits the layers as `init_from_data` does, and clears this.
+    self.starts_from_data = True
     outputs = self.order.shape[0] - num_conditioning
     inputs = num_conditioning + (cond_dim or 0)
     points = jax.random.normal(rngs.params(), (num_points, inputs), param_dtype)
@@ -129,6 +131,8 @@ class KernelCoupling(OrderedCoupling):
     points = the first N rows of u;  lengthscale_i = the median of |points_ai - points_bi| over
     pairs a < b (1 where that is 0)
     """
+    if not self.starts_from_data:
+      return self.conditioner(x1, cond)
     count, dtype = self.points.shape[0], self.points.dtype
     if count > x1.shape[0]:
       raise ValueError(f"x must have a row for each of the {count} points, got {x1.shape[0]} rows")

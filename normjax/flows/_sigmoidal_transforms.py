@@ -8,12 +8,19 @@ raw numbers of zero give components that are spread out instead of equal ones, w
 equal in training; Flow++'s log-scales are bounded on both sides.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from normjax.flows._checks import check_sizes
 from normjax.flows._monotone_transform import MonotoneTransform, positive
+from normjax.flows._widened import widened
+
+_LARGEST = 4.5  # of |l| at a start from data: where 5 tanh(v / 5) still has a slope
+
+_UNIT = math.sqrt(3) / math.pi  # the scale of a logistic distribution of standard deviation 1
 
 
 def mixture_log_probs(logits, p):
@@ -84,6 +91,34 @@ class LogisticMixture(MonotoneTransform):
     logits, c, v = jnp.split(raw[..., : 3 * self.num_components], 3, axis=-1)
     return logits, (x[..., None] - c - spread(c)) * jnp.exp(-5 * jnp.tanh(v / 5))
 
+  def init_raw(self, x):
+    """Return raw numbers of the mixture of `quantile_components`; what follows it stays at zero."""
+    centers, scales = quantile_components(x, self.num_components)
+    log_scales = jnp.log(jnp.clip(scales, math.exp(-_LARGEST), math.exp(_LARGEST)))
+    parts = [jnp.zeros_like(centers), centers - spread(centers), 5 * jnp.arctanh(log_scales / 5)]
+    further = jnp.zeros((*centers.shape[:-1], self.num_further), centers.dtype)
+    return jnp.concatenate([*parts, further], axis=-1)
+
+
+def quantile_components(x, num_components):
+  """Return centers and scales (*batch, K) of logistics of one weight that resemble x (n, *batch).
+
+  m_k = the (k + 1/2) / K quantile of x,  s_k = half of the distance to the nearer neighbour
+
+  The distance is local: a gap between modes does not widen what stands beside it, as a bandwidth
+  from the standard deviation of all would. With half of it, neighbours at equal distances add up
+  to a density without ripples, and the outer ones fall off as fast as a normal's tails.
+  """
+  x = widened(x)
+  shares = (np.arange(num_components) + 0.5) / num_components
+  centers = jnp.moveaxis(jnp.quantile(x, jnp.asarray(shares, x.dtype), axis=0), 0, -1)
+  if num_components == 1:
+    return centers, _UNIT * jnp.std(x, axis=0)[..., None]
+  gaps = jnp.diff(centers, axis=-1)
+  left = jnp.concatenate([gaps[..., :1], gaps], axis=-1)
+  right = jnp.concatenate([gaps, gaps[..., -1:]], axis=-1)
+  return centers, jnp.minimum(left, right) / 2
+
 
 class LogisticMixtureTransform(LogisticMixture):
   """Applies the distribution function of a mixture of logistics, its logit, and an affine map.
@@ -115,3 +150,8 @@ class LogisticMixtureTransform(LogisticMixture):
     """Return y."""
     scale = jnp.exp(2 * jnp.tanh(raw[..., -2] / 2))
     return scale * mixture_logit(*self.components(x, raw)) + raw[..., -1]
+
+  def init_raw(self, x):
+    """Return the raw numbers of the mixture, and an s with which y has standard deviation 1."""
+    raw = super().init_raw(x)
+    return raw.at[..., -2].set(2 * math.atanh(math.log(_UNIT) / 2))

@@ -17,7 +17,10 @@ from normjax.blocks import dot_general
 
 
 def tap_conv(
-  x: Float[Array, "b h w i"], kernel: Float[Array, "k l i o"]
+  x: Float[Array, "b h w i"],
+  kernel: Float[Array, "k l i o"],
+  *,
+  precision: jax.lax.PrecisionLike = None,
 ) -> Float[Array, "b h2 w2 o"]:
   """Convolve images with a kernel, without padding, strides or dilation.
 
@@ -27,16 +30,17 @@ def tap_conv(
   height, width = x.shape[1] - rows + 1, x.shape[2] - columns + 1
   taps = [(r, s) for r in range(rows) for s in range(columns)]
   shifted = lambda x, tap: x[:, tap[0] : tap[0] + height, tap[1] : tap[1] + width]
+  product = functools.partial(_product, precision=precision)
   if len(taps) == 1:
-    return _product(x, kernel[0, 0])
+    return product(x, kernel[0, 0])
   if fan_in <= features:
     stacked = jnp.concatenate([shifted(x, tap) for tap in taps], axis=-1)
-    return _product(jax.lax.optimization_barrier(stacked), kernel.reshape(-1, features))
-  stacked = _product(x, kernel.transpose(2, 0, 1, 3).reshape(fan_in, -1))
+    return product(jax.lax.optimization_barrier(stacked), kernel.reshape(-1, features))
+  stacked = product(x, kernel.transpose(2, 0, 1, 3).reshape(fan_in, -1))
   # Split, since the transpose of a split is one concatenation; that of slices is a sum of paddings.
   parts = jnp.split(jax.lax.optimization_barrier(stacked), len(taps), axis=-1)
   return functools.reduce(jnp.add, (shifted(y, tap) for y, tap in zip(parts, taps, strict=True)))
 
 
-def _product(x, kernel):
-  return dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
+def _product(x, kernel, precision):
+  return dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())), precision=precision)

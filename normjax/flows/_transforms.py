@@ -42,6 +42,10 @@ class Transform(nnx.Module):
   ) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"]]:
     """Return `(x, log|dx/dy|)` per entry."""
 
+  def init_raw(self, x: Float[Array, "n *batch"]) -> Float[Array, "*batch p"] | None:
+    """Return raw numbers to start from, given n examples of every entry; None: zeros will do."""
+    return None
+
 
 def apply_to_event(
   method: Callable[[Array, Array], tuple[Array, Array]],

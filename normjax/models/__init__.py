@@ -2,7 +2,7 @@
 
 from normjax.models._attentive_lstm import AttentiveLSTM
 from normjax.models._conditional_image_flow import ConditionalImageFlow
-from normjax.models._ebflow import ebflow_coupling, ebflow_dense
+from normjax.models._ebflow import ebflow_conv, ebflow_coupling, ebflow_dense
 from normjax.models._ferumal import ferumal_flow
 from normjax.models._flows import affine_coupling_flow, maf, rqs_coupling_flow
 from normjax.models._gaussianization import gaussianization_flow
@@ -33,6 +33,7 @@ __all__ = [
   "VariationalDequantizer",
   "ViT",
   "affine_coupling_flow",
+  "ebflow_conv",
   "ebflow_coupling",
   "ebflow_dense",
   "ferumal_flow",

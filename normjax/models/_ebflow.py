@@ -1,11 +1,13 @@
 """Energy-based flows: unconstrained linear layers, trained without their determinants.
 
-The flows of https://arxiv.org/abs/2305.15267 for vectors and for images taken as vectors. Both
-have one base, N(0, I); the authors' toy code trains and evaluates under two different ones.
+The flows of https://arxiv.org/abs/2305.15267 for vectors, for images taken as vectors, and for
+images. All have one base, N(0, I); the authors' toy code trains and evaluates under two different
+ones. Their convolutional flows squeeze pixels into channels between groups of layers; ours has one
+resolution.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -65,8 +67,6 @@ def ebflow_dense(
     >>> flow.energy(x).shape, flows.score(flow.energy, x).shape
     ((5,), (5, 2, 2, 1))
   """
-  if num_layers < 1:
-    raise ValueError(f"num_layers must be at least 1, got {num_layers}")
   if start not in STARTS:
     raise ValueError(f"start must be one of {sorted(STARTS)}, got {start!r}")
   size = math.prod(shape)
@@ -77,12 +77,67 @@ def ebflow_dense(
     param_dtype=param_dtype,
     rngs=rngs,
   )
-  layers: list[flows.Bijector] = [flows.Reshape(shape, (size,))]
-  if num_layers > 1:
-    make = lambda rngs: flows.Chain([linear(rngs), flows.SmoothLeakyReLU(alpha)])
-    layers.append(flows.Scan(make, num_layers - 1, rngs=rngs))
+  layers = [flows.Reshape(shape, (size,)), *_bent(linear, num_layers, alpha, rngs)]
   base = flows.StandardNormal((size,), param_dtype=param_dtype)
-  return flows.Flow(flows.Chain([*layers, linear(rngs)]), base)
+  return flows.Flow(flows.Chain(layers), base)
+
+
+def ebflow_conv(
+  shape: Sequence[int],
+  *,
+  num_layers: int = 4,
+  kernel_size: int = 3,
+  alpha: float = 0.3,
+  param_dtype: DTypeLike = jnp.float32,
+  rngs: nnx.Rngs,
+) -> flows.Flow:
+  """Build an energy-based flow of ordinary convolutions over images.
+
+  z = conv_L( f( ... f(conv_1(x)) ...)),  x and z (B, H, W, C), f = `flows.SmoothLeakyReLU(alpha)`
+  log p(x) = log N(z; 0, I) + log_det,  conv = `flows.PaddedConv(C)`
+
+  Train it by a score-matching objective of `energy`, which costs a convolution per layer;
+  `log_prob` and `sample` take a dense matrix of D = H W C <= 3072 rows, and D^3 per layer. Kernels
+  start as the identity, biases as normal numbers of the standard deviation 0.01 / (k sqrt(C)).
+  Compile time does not grow with depth.
+
+  Args:
+    shape: (H, W, C) of images.
+    num_layers: L.
+    kernel_size: k, odd.
+    alpha: the least slope of f.
+    param_dtype: dtype of the parameters.
+    rngs: source of the parameters' keys.
+
+  Returns:
+    A `flows.Flow` over a standard normal.
+
+  Raises:
+    ValueError: if `shape` is not that of images, `num_layers` is below 1, `kernel_size` is not odd,
+      or `alpha` is out of range; at `log_prob` and `sample`, if D is above 3072.
+
+  Reference:
+    Chao, Sun, Hsu, Kira, Lee, "Training Energy-Based Normalizing Flow with Score-Matching
+    Objectives", 2023, arXiv 2305.15267.
+
+  Example:
+    >>> flow = ebflow_conv((4, 4, 1), num_layers=3, rngs=nnx.Rngs(0))
+    >>> x = jnp.zeros((5, 4, 4, 1))
+    >>> flow.energy(x).shape, flow.log_prob(x).shape
+    ((5,), (5,))
+  """
+  if len(shape) != 3:
+    raise ValueError(f"shape must be (height, width, channels), got {shape}")
+  base = flows.StandardNormal(shape, param_dtype=param_dtype)
+  conv = lambda rngs: flows.PaddedConv(
+    shape[2],
+    kernel_size=kernel_size,
+    # The deviation of Xavier's initialization of the kernel at gain 0.01.
+    bias_init=nnx.initializers.normal(0.01 / (kernel_size * math.sqrt(shape[2]))),
+    param_dtype=param_dtype,
+    rngs=rngs,
+  )
+  return flows.Flow(flows.Chain(_bent(conv, num_layers, alpha, rngs)), base)
 
 
 def ebflow_coupling(
@@ -145,3 +200,14 @@ def ebflow_coupling(
   blocks = flows.Scan(make, num_blocks, jnp.asarray(orders), rngs=rngs)
   base = flows.StandardNormal((dim,), param_dtype=param_dtype)
   return flows.Flow(flows.Chain([blocks, linear(rngs)]), base)
+
+
+def _bent(
+  linear: Callable[[nnx.Rngs], flows.Bijector], num_layers: int, alpha: float, rngs: nnx.Rngs
+) -> list[flows.Bijector]:
+  """Return linear layers with a bend after each but the last, these under a scan."""
+  if num_layers < 1:
+    raise ValueError(f"num_layers must be at least 1, got {num_layers}")
+  make = lambda rngs: flows.Chain([linear(rngs), flows.SmoothLeakyReLU(alpha)])
+  layers = [flows.Scan(make, num_layers - 1, rngs=rngs)] if num_layers > 1 else []
+  return [*layers, linear(rngs)]

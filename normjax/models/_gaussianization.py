@@ -19,8 +19,9 @@ def gaussianization_flow(
 
   A layer rotates, by a product of reflections, and makes every marginal normal by the distribution
   function of a trained mixture of logistics. There is no other network: parameters are few, and
-  all passes take constant time per layer. Standardize data before. Compile time does not grow with
-  depth.
+  all passes take constant time per layer. Standardize data before, and start the mixtures from a
+  batch by `flows.init_from_data`, layer by layer; rotations are random from the start. Compile time
+  does not grow with depth.
 
   Args:
     dim: number of features.

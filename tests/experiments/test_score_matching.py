@@ -47,6 +47,13 @@ def test_spread_counts_what_failed():
   assert score_matching.spread([1.0, np.nan, np.inf]) == "2 of 3 fail"
 
 
+def test_config_refuses_other_flows():
+  config = ebflow_digits.get_config("tiny")
+  config.flow = "glow"
+  with pytest.raises(ValueError, match=r"config\.flow"):
+    tasks.make(config)
+
+
 def test_config_refuses_other_objectives():
   config = ebflow_digits.get_config("tiny")
   config.objective.name = "mle"

@@ -203,6 +203,46 @@ def test_padded_conv_is_its_matrix():
   np.testing.assert_allclose(z[0, 0, 0], corner, rtol=1e-4)
 
 
+def test_inpainting_draws_from_the_conditional_density():
+  precision = np.array([[2.0, 0.8, -0.6], [0.8, 1.5, 0.4], [-0.6, 0.4, 1.2]])
+  mean, step, walks = np.array([1.0, -2.0, 0.5]), 0.3, 4000
+  known = np.zeros((2 * walks, 3), bool)
+  known[:walks, 0] = known[walks:, 1:] = True  # the first half knows one entry, the other half two
+  start = jnp.broadcast_to(jnp.array([[2.5, 0.7, -1.3]]), (2 * walks, 3))
+
+  def energy(x):
+    d = x - jnp.asarray(mean, x.dtype)[None]
+    return jnp.sum(d @ jnp.asarray(precision, x.dtype) * d, axis=1) / 2
+
+  draw = jax.jit(
+    lambda key: flows.inpaint(energy, start, known, key, step_size=step, num_steps=250)
+  )
+  x = np.asarray(draw(jax.random.key(0)))
+  np.testing.assert_array_equal(x[known], start[known])
+  for rows, k, u in ((x[:walks], [0], [1, 2]), (x[walks:], [1, 2], [0])):
+    inner = precision[np.ix_(u, u)]
+    offset = np.asarray(start)[0, k] - mean[k]
+    center = mean[u] - np.linalg.solve(inner, precision[np.ix_(u, k)] @ offset)
+    covariance = np.linalg.inv(inner)
+    error = np.sqrt(np.diag(covariance) / walks)
+    assert np.all(np.abs(rows[:, u].mean(0) - center) < 4 * error)
+    # Walks of this step have the covariance P^-1 (1 - h^2 P / 4)^-1.
+    walked = covariance @ np.linalg.inv(np.eye(len(u)) - step**2 * inner / 4)
+    found = np.cov(rows[:, u].T).reshape(walked.shape)
+    assert np.all(np.abs(found - walked) < 5 * np.max(walked) * np.sqrt(2 / walks))
+
+
+def test_inpainting_with_one_mask_for_all_is_its_own_walk():
+  energy, key = flows.StandardNormal((2, 2)).energy, jax.random.key(0)
+  x, known = _normal(3, 2, 2), jnp.array([[True, False], [False, True]])
+  options = {"step_size": 0.1, "num_steps": 3}
+  found = flows.inpaint(energy, x, known, key, **options)
+  np.testing.assert_array_equal(found[:, known], x[:, known])
+  free = flows.langevin(energy, x, key, **options)
+  np.testing.assert_allclose(found[:, ~known], free[:, ~known], rtol=1e-6)
+  assert np.all(found[:, ~known] != x[:, ~known])
+
+
 @pytest.mark.parametrize("start", ["identity", "negative_identity", "orthogonal"])
 def test_dense_starts(start):
   flow = models.ebflow_dense((2,), num_layers=1, start=start, initial_bias=0.5, rngs=nnx.Rngs(0))
@@ -215,11 +255,14 @@ def test_dense_starts(start):
     np.testing.assert_allclose(jnp.sum((z - 0.5) ** 2), 5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["ebflow_dense", "ebflow_coupling"])
+@pytest.mark.parametrize("name", ["ebflow_conv", "ebflow_dense", "ebflow_coupling"])
 def test_programs_do_not_grow_with_depth(name):
   def size(length):
     def loss(x):
-      if name == "ebflow_dense":
+      if name == "ebflow_conv":
+        flow = models.ebflow_conv((1, 3, 1), num_layers=length, rngs=nnx.Rngs(0))
+        x = x.reshape(2, 1, 3, 1)
+      elif name == "ebflow_dense":
         flow = models.ebflow_dense((3,), num_layers=length, rngs=nnx.Rngs(0))
       else:
         flow = models.ebflow_coupling(3, num_blocks=length, width=4, rngs=nnx.Rngs(0))
@@ -251,6 +294,18 @@ def test_refusals():
     (
       lambda: flows.langevin(energy, x, jax.random.key(0), step_size=0.1, num_steps=0),
       "num_steps must be at least 1",
+    ),
+    (
+      lambda: flows.inpaint(energy, x, x > 0, jax.random.key(0), step_size=-0.1, num_steps=3),
+      "step_size must be above 0",
+    ),
+    (
+      lambda: flows.inpaint(energy, x, x, jax.random.key(0), step_size=0.1, num_steps=3),
+      r"known must be boolean of shape \(2, 3\) or \(3,\), got float32",
+    ),
+    (
+      lambda: flows.inpaint(energy, x, x[0, :1] > 0, jax.random.key(0), step_size=1, num_steps=3),
+      "known must be boolean of shape",
     ),
     (lambda: flows.PaddedConv(2, kernel_size=2, rngs=nnx.Rngs(0)), "kernel_size must be an odd"),
     (lambda: flows.PaddedConv(4, rngs=nnx.Rngs(0)).matrix(32, 32), "at most 3072 entries"),

@@ -62,6 +62,14 @@ ROWS = {
   ),
   "Elementwise/linear": Row(_elementwise(flows.LinearSplineTransform(3)), **FLAT),
   "Elementwise/quadratic": Row(_elementwise(flows.QuadraticSplineTransform(3)), **FLAT),
+  "ElementwiseCoupling/periods": Row(
+    lambda rngs: flows.ElementwiseCoupling(
+      flows.CircularRQSTransform(3), ORDER, periods=[jnp.inf, *3 * [2 * jnp.pi]], rngs=rngs, **SMALL
+    ),
+    **FLAT,
+    data=_angles,
+    latents=_angles,
+  ),
   "Exp": Row(
     lambda rngs: flows.Exp(), **FREE, latents=lambda seed, shape: jnp.exp(real(seed, shape))
   ),
