@@ -1,5 +1,7 @@
 """The masked network of autoregressive flows (arXiv 1502.03509, blocks of arXiv 1906.04032)."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -133,10 +135,11 @@ class MADE(nnx.Module):
     h, cond = self.first(x), self.condition(x, cond)
     if self.context is not None:
       h = h + jax.nn.relu(self.context(cond))
-    h, _ = self.blocks((h if self.residual else jax.nn.relu(h), cond))
+    carry: Any = (h if self.residual else jax.nn.relu(h), cond)
+    h, _ = self.blocks(carry)
     return self.last(h).reshape(x.shape[0], self.dim, self.num_outputs)
 
-  def condition(self, x: Float[Array, "b d"], cond: Array | None) -> Array | None:
+  def condition(self, x: Float[Array, "b d"], cond: Any) -> Any:
     """Return what the layers see of the condition of `x`, in its dtype."""
     check_cond(cond, x.shape[0], self.cond_dim)
     return None if self.context is None else cond.astype(x.dtype)
