@@ -132,10 +132,10 @@ class MADE(nnx.Module):
     """Return the parameters (b, d, p) of every feature."""
     if x.ndim != 2 or x.shape[1] != self.dim:
       raise ValueError(f"x must have shape (b, {self.dim}), got {x.shape}")
-    h, cond = self.first(x), self.condition(x, cond)
+    h, seen = self.first(x), self.condition(x, cond)
     if self.context is not None:
-      h = h + jax.nn.relu(self.context(cond))
-    carry: Any = (h if self.residual else jax.nn.relu(h), cond)
+      h = h + jax.nn.relu(self.context(seen))
+    carry: Any = (h if self.residual else jax.nn.relu(h), seen)
     h, _ = self.blocks(carry)
     return self.last(h).reshape(x.shape[0], self.dim, self.num_outputs)
 
