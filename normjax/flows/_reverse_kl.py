@@ -1,5 +1,6 @@
 """Flows fitted to an energy instead of data: reverse KL, its bounds, and how good the fit is."""
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -31,9 +32,9 @@ def importance_log_weights(
     key: a PRNG key.
     n: how many draws, at least 1.
     cond: what the flow is conditioned on, if it is.
-    path_derivative: leave out the gradient of log q by its parameters at fixed x, whose mean is
-      zero. What is left is zero for every draw once q = p ("sticking the landing"). It costs a
-      forward pass.
+    path_derivative: leave out the gradient of log q by its parameters at fixed x. What is left is
+      zero for every draw once q = p ("sticking the landing"). It costs a forward pass. What was
+      left out has mean zero only in a mean of the log w; `renyi_bound` makes up for it if told.
 
   Returns:
     log w (n,), float32 or wider.
@@ -109,7 +110,9 @@ def reverse_kl(
   return -jnp.mean(weights)
 
 
-def renyi_bound(log_weights: Float[Array, "n"], alpha: float = 0.0) -> Float[Array, ""]:
+def renyi_bound(
+  log_weights: Float[Array, "n"], alpha: float = 0.0, *, path_derivative: bool = False
+) -> Float[Array, ""]:
   """Bound log Z by draws of a flow: the variational Renyi bound.
 
   L_alpha = log((1/n) sum_i w_i^(1 - alpha)) / (1 - alpha),  L_1 = (1/n) sum_i log w_i
@@ -117,9 +120,18 @@ def renyi_bound(log_weights: Float[Array, "n"], alpha: float = 0.0) -> Float[Arr
   alpha = 1 is minus the `reverse_kl`; alpha = 0 estimates log Z itself by importance sampling.
   Less alpha covers more of the density's modes; it must be 0 to 1 for a lower bound.
 
+  Weights with `path_derivative` lack a gradient that has a mean unless alpha = 1. Integrated by
+  parts it is one along the path too, so that an unbiased gradient, zero once q = p, is
+
+  dL_alpha = sum_i (alpha v_i + (1 - alpha) v_i^2) dlog w_i,  v = softmax((1 - alpha) log w) (n,)
+
+  at alpha = 0 the doubly reparameterized gradient, at alpha = 1 the plain one.
+
   Args:
     log_weights: log w (n,), from `importance_log_weights`.
     alpha: order of the divergence.
+    path_derivative: what `importance_log_weights` was told: the value is the same, the gradient
+      biased where the two differ.
 
   Returns:
     L_alpha, a scalar; its negative is a loss.
@@ -128,7 +140,9 @@ def renyi_bound(log_weights: Float[Array, "n"], alpha: float = 0.0) -> Float[Arr
     ValueError: if `log_weights` is not (n,) with n >= 1 or `alpha` not finite.
 
   Reference:
-    Li, Turner, "Renyi Divergence Variational Inference", 2016, arXiv 1602.02311.
+    Li, Turner, "Renyi Divergence Variational Inference", 2016, arXiv 1602.02311; Tucker, Lawson,
+    Gu, Maddison, "Doubly Reparameterized Gradient Estimators for Monte Carlo Objectives", 2018,
+    arXiv 1810.04152.
 
   Example:
     >>> from normjax import flows
@@ -139,10 +153,7 @@ def renyi_bound(log_weights: Float[Array, "n"], alpha: float = 0.0) -> Float[Arr
   _check_weights(log_weights)
   if not math.isfinite(alpha):
     raise ValueError(f"alpha must be finite, got {alpha}")
-  if alpha == 1:
-    return jnp.mean(log_weights)
-  total = jax.nn.logsumexp((1 - alpha) * log_weights)
-  return (total - math.log(log_weights.shape[0])) / (1 - alpha)
+  return (_bound_of_paths if path_derivative else _bound)(log_weights, alpha)
 
 
 def effective_sample_size(log_weights: Float[Array, "n"]) -> Float[Array, ""]:
@@ -174,3 +185,24 @@ def effective_sample_size(log_weights: Float[Array, "n"]) -> Float[Array, ""]:
 def _check_weights(log_weights):
   if log_weights.ndim != 1 or not log_weights.size:
     raise ValueError(f"log_weights must have shape (n,) with n >= 1, got {log_weights.shape}")
+
+
+def _bound(log_weights, alpha):
+  """Return L_alpha."""
+  if alpha == 1:
+    return jnp.mean(log_weights)
+  total = jax.nn.logsumexp((1 - alpha) * log_weights)
+  return (total - math.log(log_weights.shape[0])) / (1 - alpha)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _bound_of_paths(log_weights, alpha):
+  """Return L_alpha, with the gradient that belongs to path derivatives."""
+  return _bound(log_weights, alpha)
+
+
+@_bound_of_paths.defjvp
+def _bound_of_paths_jvp(alpha, primals, tangents):
+  (log_weights,), (step,) = primals, tangents
+  v = jax.nn.softmax((1 - alpha) * log_weights)
+  return _bound(log_weights, alpha), jnp.sum((alpha * v + (1 - alpha) * v**2) * step)

@@ -73,6 +73,53 @@ def test_path_derivative_of_every_draw_is_zero_at_the_optimum():
   np.testing.assert_allclose(flows.effective_sample_size(log_w), N, rtol=1e-12)
 
 
+class _Given(flows.Distribution):
+  """N(loc, exp(log_scale)^2), with standard normal numbers (n,) in place of a key."""
+
+  def __init__(self):
+    self.loc, self.log_scale = nnx.Param(jnp.full((), 0.5)), nnx.Param(jnp.full((), -0.2))
+
+  def log_prob(self, z, cond=None):
+    return jax.scipy.stats.norm.logpdf(z, self.loc[...], jnp.exp(self.log_scale[...]))
+
+  def sample(self, key, n, cond=None, temperature=1.0):
+    return self.loc[...] + jnp.exp(self.log_scale[...]) * key
+
+
+def test_path_weights_give_the_gradient_of_every_bound():
+  # The mean over all pairs of draws by the trapezoidal rule, exact to rounding.
+  steps = np.linspace(-9, 9, 121)
+  pairs = np.stack(np.meshgrid(steps, steps, indexing="ij"), axis=-1).reshape(-1, 2)
+  density = np.prod(stats.norm.pdf(pairs), axis=1) * (steps[1] - steps[0]) ** 2
+  alphas = (0.0, 0.3, 1.0, 1.5)
+  graphdef, params = nnx.split(_Given())
+  ways = [(False, False), (True, True), (True, False)]
+
+  def run(eps):
+    def bounds(params):
+      flow = nnx.merge(graphdef, params)
+      energy = lambda x: (x - 0.1) ** 2 / 2
+      weights = lambda path: flows.importance_log_weights(
+        flow, energy, eps, 2, path_derivative=path
+      )
+      log_w = [weights(False), weights(True)]
+      bound = lambda alpha, path, told: flows.renyi_bound(log_w[path], alpha, path_derivative=told)
+      return jnp.stack([jnp.stack([bound(a, *way) for way in ways]) for a in alphas])
+
+    return bounds(params), nnx.to_pure_dict(jax.jacrev(bounds)(params))
+
+  values, gradients = jax.jit(jax.vmap(run))(jnp.asarray(pairs))
+  np.testing.assert_allclose(values, np.repeat(values[:, :, :1], 3, axis=2), rtol=1e-12)
+  for gradient in map(np.asarray, gradients.values()):  # (pairs, alphas, ways)
+    mean = np.einsum("p,paw->aw", density, gradient)
+    noise = np.sqrt(np.einsum("p,paw->aw", density, (gradient - mean) ** 2))
+    np.testing.assert_allclose(mean[:, 1], mean[:, 0], rtol=1e-8)
+    assert np.all(noise[:, 1] < 0.8 * noise[:, 0])
+    untold = np.abs(mean[:, 2] - mean[:, 0])
+    assert np.all(np.delete(untold, 2) > 0.05)
+    assert untold[2] < 1e-8  # alpha = 1
+
+
 @pytest.mark.parametrize("name", flows.POTENTIALS)
 def test_importance_sampling_finds_the_partition_function_of_the_potentials(name):
   # U2 to U4 do not decay along their wave: a bowl bounds them.
