@@ -69,6 +69,7 @@ from normjax.flows._invert_monotone import invert_monotone
 from normjax.flows._invertible_linear import InvertibleLinear
 from normjax.flows._jet import Jet
 from normjax.flows._jet_big_vision import jet_from_big_vision
+from normjax.flows._joint import Joint
 from normjax.flows._kernel_coupling import KERNELS, KernelCoupling
 from normjax.flows._kernels import matern12, matern32, matern52, squared_exponential
 from normjax.flows._laplace import Laplace
@@ -223,7 +224,7 @@ __all__ = [
   "FeatureConditional", "FitResult", "Flow", "GINCoupling", "GaussianMixture",
   "GaussianizationTransform", "GlowCoupling", "GumbelCDF", "HaarSqueeze", "HouseholderLinear",
   "INVERTIBLE_CONVOLUTIONS", "ImageCoupling", "Indexed", "Inverted", "InvertibleLinear", "Jet",
-  "KERNELS", "KernelCoupling", "LULinear", "Laplace", "LeakyReLU", "LeakyTanh",
+  "Joint", "KERNELS", "KernelCoupling", "LULinear", "Laplace", "LeakyReLU", "LeakyTanh",
   "LinearSplineTransform", "Logistic", "LogisticMixtureTransform", "Logit", "LowRankLinear", "MADE",
   "MaskedAutoregressive", "Mixture", "ModifiedRQSTransform", "Monotone", "MultiScale",
   "MultivariateNormal", "NormalCDF", "POTENTIALS", "PaddedConv", "PeriodicConv", "Permutation",

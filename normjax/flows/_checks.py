@@ -63,6 +63,14 @@ def check_parts(name: str, parts, kind: type, each: str, *, least: int = 0) -> N
     raise ValueError(f"{name} holds the same object twice: make one object per {each}")
 
 
+def check_blocks(sizes, count: int) -> tuple[int, ...]:
+  """Return the sizes of the blocks of an axis as a tuple, if there are `count` of them."""
+  if len(sizes) != count:
+    raise ValueError(f"sizes must have {count} entries, got {sizes}")
+  check_sizes(**{f"sizes[{i}]": size for i, size in enumerate(sizes)})
+  return tuple(int(size) for size in sizes)
+
+
 def check_cond(cond, batch: int, cond_dim: int | None) -> None:
   """Raise unless `cond` is (batch, cond_dim), where there is a condition."""
   shape = None if cond is None else cond.shape

@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import ArrayLike
 
 from normjax.flows._bijector import Bijector
-from normjax.flows._checks import check_batch, check_parts, check_sizes
+from normjax.flows._checks import check_batch, check_blocks, check_features, check_parts
 from normjax.flows._reversible import log_det_zeros
 
 
@@ -37,10 +37,7 @@ class Concatenate(Bijector):
 
   def __init__(self, bijectors: Sequence[Bijector], sizes: Sequence[int]):
     check_parts("bijectors", bijectors, Bijector, "block", least=1)
-    if len(sizes) != len(bijectors):
-      raise ValueError(f"sizes must have {len(bijectors)} entries, got {sizes}")
-    check_sizes(**{f"sizes[{i}]": size for i, size in enumerate(sizes)})
-    self.bijectors, self.sizes = nnx.List(bijectors), tuple(int(size) for size in sizes)
+    self.bijectors, self.sizes = nnx.List(bijectors), check_blocks(sizes, len(bijectors))
 
   def forward(self, x, cond=None):
     """Apply each bijector to its block; return `(z, log_det)`."""
@@ -59,10 +56,7 @@ class Concatenate(Bijector):
     return self._run("z", z, lambda b, part: (b.data_init_inverse(part, cond), 0))[0]
 
   def _run(self, name, x, apply):
-    total = sum(self.sizes)
-    if x.ndim < 2 or x.shape[-1] != total:
-      raise ValueError(f"{name} must have shape (b, ..., {total}) with b >= 1, got {x.shape}")
-    check_batch(name, x)
+    check_features(name, x, sum(self.sizes))
     blocks = jnp.split(x, np.cumsum(self.sizes)[:-1], axis=-1)
     done, log_det = [], log_det_zeros(x)
     for bijector, block in zip(self.bijectors, blocks, strict=True):

@@ -37,6 +37,11 @@ def _conditional(dtype):
   return flows.ConditionalDiagonalNormal([2], network, max_log_scale=2.0, param_dtype=dtype)
 
 
+def _joint(dtype):
+  parts = [f((1,), param_dtype=dtype) for f in (flows.DiagonalNormal, flows.Laplace)]
+  return flows.Joint(parts, [1, 1])
+
+
 def _nested(dtype):
   inner = flows.Flow(
     flows.ElementwiseAffine(1.0, -2.0), flows.MultivariateNormal((2,), param_dtype=dtype)
@@ -54,6 +59,7 @@ BASES = {
   "GaussianMixture": (
     lambda dtype: flows.GaussianMixture([2], 3, param_dtype=dtype, rngs=nnx.Rngs(0)), None
   ),
+  "Joint": (_joint, None),
   "Mixture": (_mixture, None),
   "MultivariateNormal": (lambda dtype: flows.MultivariateNormal([2], param_dtype=dtype), None),
 }  # fmt: skip
@@ -73,6 +79,9 @@ def _expected(name, base, z, cond):
     inner = base.base.base
     v = ((z + 5) / 0.1 - 1) / -2
     return _expected("MultivariateNormal", inner, v, None) - 2 * np.log(0.1 * 2)
+  if name == "Joint":
+    normal = p["components"][0]
+    return _normal(z[:, :1], normal["loc"], normal["log_scale"]) + stats.laplace.logpdf(z[:, 1])
   if name == "ClassConditionalNormal":
     return _normal(z, p["loc"][cond], p["log_scale"][cond])
   if name == "ConditionalDiagonalNormal":
@@ -155,6 +164,10 @@ def _scipy_draws(name, base, cond):
     return rng.multivariate_normal(p["loc"], scale @ scale.T, size=N)
   if name == "Flow":
     return (_scipy_draws("MultivariateNormal", base.base.base, None) * -2 + 1) * 0.1 - 5
+  if name == "Joint":
+    normal = p["components"][0]
+    first = normal["loc"] + np.exp(normal["log_scale"]) * eps[:, :1]
+    return np.concatenate([first, rng.laplace(size=(N, 1))], axis=1)
   if name == "ClassConditionalNormal":
     return p["loc"][cond] + np.exp(p["log_scale"][cond]) * eps
   if name == "ConditionalDiagonalNormal":
@@ -215,6 +228,24 @@ def test_a_mixture_without_support_has_no_density_and_no_gradient():
   np.testing.assert_allclose(log_prob(params), [np.log(0.5), -np.inf])
   (slope,) = jax.tree.leaves(jax.jit(jax.jacrev(log_prob))(params))
   np.testing.assert_allclose(slope, [[0.5, -0.5], [0, 0]])
+
+
+def test_blocks_of_a_joint_get_the_condition_and_keep_their_energies():
+  normal = _moved(flows.ConditionalDiagonalNormal((3,), nnx.Linear(2, 6, rngs=nnx.Rngs(0))))
+  scaled = flows.Flow(flows.ElementwiseAffine(1.0, [2.0, 3.0]), flows.Laplace((2,)))
+  joint = flows.Joint([normal, scaled], [3, 2])
+
+  @jax.jit
+  def run(cond):
+    x, log_prob = joint.sample_and_log_prob(KEY, 4, cond, 0.5)
+    same, energy = joint.sample(KEY, 4, cond, 0.5), joint.energy(x, cond)
+    return x, same, log_prob, energy, normal.log_prob(x[:, :3], cond), scaled.log_prob(x[:, 3:])
+
+  x, same, log_prob, energy, *parts = map(np.asarray, run(jnp.asarray(CONTEXT[:4], "float32")))
+  np.testing.assert_array_equal(x, same)
+  np.testing.assert_allclose(log_prob, parts[0] + parts[1], rtol=1e-5)
+  # The flow's energy leaves out its constant determinant.
+  np.testing.assert_allclose(energy, -log_prob - np.log(6), rtol=1e-5)
 
 
 def test_no_label_has_a_prior_of_its_own():
@@ -321,6 +352,10 @@ def test_bad_arguments_are_refused():
   rngs, key = nnx.Rngs(0), jax.random.key(0)
   normal = flows.StandardNormal((2,))
   for make, match in [
+    (lambda: flows.Joint([normal], [1, 1]), "sizes must have 1 entries"),
+    (lambda: flows.Joint([normal], [0]), r"sizes\[0\] must be at least 1"),
+    (lambda: flows.Joint([normal, 3], [2, 2]), "components must be a list of Distributions"),
+    (lambda: flows.Joint([normal], [3]).sample(key, 4), r"must draw \(n, ..., 3\), got \(4, 2\)"),
     (lambda: flows.Mixture([]), "components must be a list of Distributions"),
     (lambda: flows.Mixture(normal), "components must be a list of Distributions"),
     (lambda: flows.Mixture([normal, flows.Chain([])]), "components must be a list of"),
@@ -343,7 +378,9 @@ def test_bad_arguments_are_refused():
       make()
   cases = {n: make("float32") for n, (make, _) in BASES.items() if n != "Mixture"}
   for name, base in cases.items():
-    with pytest.raises(ValueError, match=r"must have shape \(b, 2\)|scalar or have shape"):
+    with pytest.raises(
+      ValueError, match=r"must have shape \(b, (\.\.\., )?2\)|scalar or have shape"
+    ):
       base.log_prob(jnp.zeros((1, 3)))
     with pytest.raises(ValueError, match="n must be an int of at least 1"):
       base.sample(key, 0)
