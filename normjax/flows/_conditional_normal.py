@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from normjax.flows._checks import (
   as_labels,
@@ -83,21 +83,15 @@ class ConditionalDiagonalNormal(ConditionalNormal):
   ):
     del rngs
     self.shape = check_shape(shape)
-    if not callable(network):
-      raise ValueError(f"network must be callable, got {network!r}")
+    check_network(network)
     check_above_zero(max_log_scale=max_log_scale)
     self.network, self.max_log_scale = network, float(max_log_scale)
     self.param_dtype = jnp.dtype(param_dtype)
 
   def moments(self, cond, n):
     """Return `(loc, log_scale)`, both (n, *shape): what the network says."""
-    raw = self.network(cond)
-    if raw.shape != (n, 2 * math.prod(self.shape)):
-      raise ValueError(
-        f"network must return shape {(n, 2 * math.prod(self.shape))} for {n} conditions, got "
-        f"{raw.shape}"
-      )
-    loc, raw = (part.reshape(n, *self.shape) for part in jnp.split(widened(raw), 2, axis=1))
+    rows = network_rows(self.network, cond, (n, 2 * math.prod(self.shape)))
+    loc, raw = (part.reshape(n, *self.shape) for part in jnp.split(rows, 2, axis=1))
     return loc, self.max_log_scale * jnp.tanh(raw / self.max_log_scale)
 
 
@@ -156,3 +150,21 @@ class ClassConditionalNormal(ConditionalNormal):
     """Return `(loc, log_scale)`, both (n, *shape): rows of the tables."""
     labels = as_labels(cond, n, self.null_label)
     return self.loc[...][labels], self.log_scale[...][labels]
+
+
+def check_network(network) -> None:
+  """Raise unless a network can be called."""
+  if not callable(network):
+    raise ValueError(f"network must be callable, got {network!r}")
+
+
+def network_rows(
+  network: Callable[..., Array], cond: PyTree | None, shape: tuple[int, int]
+) -> Float[Array, "n p"]:
+  """Return what a network says of `n` conditions, widened, or raise if the shape is another."""
+  rows = network(cond)
+  if rows.shape != shape:
+    raise ValueError(
+      f"network must return shape {shape} for {shape[0]} conditions, got {rows.shape}"
+    )
+  return widened(rows)

@@ -26,15 +26,24 @@ def _moved(base, seed=0):
   return base
 
 
-def _mixture(dtype):
+def _linear(outputs, dtype):
+  return nnx.Linear(2, outputs, param_dtype=dtype, rngs=nnx.Rngs(1))
+
+
+def _gaussian_mixture(dtype, network=None):
+  options = {"network": network, "max_log_scale": 2.0, "param_dtype": dtype}
+  return flows.GaussianMixture([2], 3, **options, rngs=nnx.Rngs(0))
+
+
+def _mixture(dtype, network=None):
   box = flows.Uniform((2,), low=-1.0, high=2.0, param_dtype=dtype)
   parts = [box, flows.DiagonalNormal((2,), param_dtype=dtype), flows.Laplace((2,))]
-  return flows.Mixture(parts, param_dtype=dtype)
+  return flows.Mixture(parts, network=network, param_dtype=dtype)
 
 
 def _conditional(dtype):
-  network = nnx.Linear(2, 4, param_dtype=dtype, rngs=nnx.Rngs(0))
-  return flows.ConditionalDiagonalNormal([2], network, max_log_scale=2.0, param_dtype=dtype)
+  options = {"max_log_scale": 2.0, "param_dtype": dtype}
+  return flows.ConditionalDiagonalNormal([2], _linear(4, dtype), **options)
 
 
 def _joint(dtype):
@@ -56,17 +65,36 @@ BASES = {
   ),
   "ConditionalDiagonalNormal": (_conditional, CONTEXT),
   "Flow": (_nested, None),
-  "GaussianMixture": (
-    lambda dtype: flows.GaussianMixture([2], 3, param_dtype=dtype, rngs=nnx.Rngs(0)), None
-  ),
+  "GaussianMixture": (_gaussian_mixture, None),
+  "GaussianMixture/network": (lambda dtype: _gaussian_mixture(dtype, _linear(15, dtype)), CONTEXT),
   "Joint": (_joint, None),
   "Mixture": (_mixture, None),
+  "Mixture/network": (lambda dtype: _mixture(dtype, _linear(3, dtype)), CONTEXT),
   "MultivariateNormal": (lambda dtype: flows.MultivariateNormal([2], param_dtype=dtype), None),
 }  # fmt: skip
 
 
 def _normal(z, loc, log_scale):
   return stats.norm.logpdf(z, loc, np.exp(log_scale)).sum(axis=-1)
+
+
+def _network(p, cond):
+  """Return what a linear network says (b, outputs), or a zero without one."""
+  if "network" not in p:
+    return np.zeros((1, 1))
+  return cond @ p["network"]["kernel"] + p["network"]["bias"]
+
+
+def _log_weights(p, cond):
+  """Return those of a mixture, (b, 3) or (1, 3)."""
+  return special.log_softmax(p["logits"] + _network(p, cond)[:, :3], axis=1)
+
+
+def _gaussians(p, cond):
+  """Return loc and log_scale of a Gaussian mixture, (b, 3, 2) or (1, 3, 2)."""
+  rows = _network(p, cond) + np.zeros((1, 15))
+  loc, raw = (rows[:, i : i + 6].reshape(-1, 3, 2) for i in (3, 9))
+  return p["loc"] + loc, p["log_scale"] + 2 * np.tanh(raw / 2)
 
 
 def _expected(name, base, z, cond):
@@ -85,10 +113,10 @@ def _expected(name, base, z, cond):
   if name == "ClassConditionalNormal":
     return _normal(z, p["loc"][cond], p["log_scale"][cond])
   if name == "ConditionalDiagonalNormal":
-    loc, raw = np.split(cond @ p["network"]["kernel"] + p["network"]["bias"], 2, axis=1)
+    loc, raw = np.split(_network(p, cond), 2, axis=1)
     return _normal(z, loc, 2 * np.tanh(raw / 2))
-  if name == "GaussianMixture":
-    each = _normal(z[:, None], p["loc"], p["log_scale"])
+  if name.startswith("GaussianMixture"):
+    each = _normal(z[:, None], *_gaussians(p, cond))
   else:
     normal = p["components"][1]
     each = np.stack([
@@ -96,7 +124,7 @@ def _expected(name, base, z, cond):
       _normal(z, normal["loc"], normal["log_scale"]),
       stats.laplace.logpdf(z).sum(axis=1),
     ], axis=1)  # fmt: skip
-  return special.logsumexp(each + special.log_softmax(p["logits"]), axis=1)
+  return special.logsumexp(each + _log_weights(p, cond), axis=1)
 
 
 @functools.cache
@@ -171,11 +199,13 @@ def _scipy_draws(name, base, cond):
   if name == "ClassConditionalNormal":
     return p["loc"][cond] + np.exp(p["log_scale"][cond]) * eps
   if name == "ConditionalDiagonalNormal":
-    loc, raw = np.split(cond @ p["network"]["kernel"] + p["network"]["bias"], 2, axis=1)
+    loc, raw = np.split(_network(p, cond), 2, axis=1)
     return loc + np.exp(2 * np.tanh(raw / 2)) * eps
-  choice = rng.choice(3, size=N, p=special.softmax(np.float64(p["logits"])))
-  if name == "GaussianMixture":
-    return p["loc"][choice] + np.exp(p["log_scale"][choice]) * eps
+  choice = np.argmax(_log_weights(p, cond) + rng.gumbel(size=(N, 3)), axis=1)
+  if name.startswith("GaussianMixture"):
+    loc, log_scale = (np.broadcast_to(m, (N, 3, 2)) for m in _gaussians(p, cond))
+    row = np.arange(N)
+    return loc[row, choice] + np.exp(log_scale[row, choice]) * eps
   normal = p["components"][1]
   draws = [
     rng.uniform(-1, 2, size=(N, 2)),
@@ -191,8 +221,8 @@ def test_temperature_spreads_around_the_centre(name):
   _, centre, z, half, _ = _sampled(name)
   np.testing.assert_allclose(half - centre, 0.5 * (z - centre), rtol=1e-3, atol=2e-5)
   assert np.std(z - centre) > 0.05
-  centres = {"ClassConditionalNormal": 4, "GaussianMixture": 3, "Mixture": 3}
-  if name != "ConditionalDiagonalNormal":
+  centres = {"ClassConditionalNormal": 4, "GaussianMixture": 3, "Mixture": 3, "Mixture/network": 3}
+  if name not in ("ConditionalDiagonalNormal", "GaussianMixture/network"):
     assert len(np.unique(np.round(centre, 4), axis=0)) == centres.get(name, 1)
 
 
@@ -360,6 +390,15 @@ def test_bad_arguments_are_refused():
     (lambda: flows.Mixture(normal), "components must be a list of Distributions"),
     (lambda: flows.Mixture([normal, flows.Chain([])]), "components must be a list of"),
     (lambda: flows.Mixture([normal, normal]), "the same object twice"),
+    (lambda: flows.Mixture([normal], network=3), "network must be callable"),
+    (
+      lambda: flows.Mixture([normal], network=jnp.zeros_like).sample(key, 2, jnp.ones((2, 3))),
+      r"network must return shape \(2, 1\) for 2 conditions, got \(2, 3\)",
+    ),
+    (
+      lambda: flows.GaussianMixture((2,), 1, max_log_scale=0.0, rngs=rngs),
+      "max_log_scale must be above 0",
+    ),
     (lambda: flows.GaussianMixture((2,), 0, rngs=rngs), "num_components must be at least 1"),
     (lambda: flows.GaussianMixture((2,), 1, spread=-1.0, rngs=rngs), "spread must be at least 0"),
     (lambda: flows.ClassConditionalNormal((2,), 0), "num_classes must be at least 1"),
@@ -376,7 +415,7 @@ def test_bad_arguments_are_refused():
   ]:
     with pytest.raises(ValueError, match=match):
       make()
-  cases = {n: make("float32") for n, (make, _) in BASES.items() if n != "Mixture"}
+  cases = {n: make("float32") for n, (make, _) in BASES.items() if not n.startswith("Mixture")}
   for name, base in cases.items():
     with pytest.raises(
       ValueError, match=r"must have shape \(b, (\.\.\., )?2\)|scalar or have shape"
@@ -389,6 +428,7 @@ def test_bad_arguments_are_refused():
     if name == "ClassConditionalNormal":
       with pytest.raises(ValueError, match="cond must be integer labels"):
         base.log_prob(jnp.zeros((2, 2)), jnp.zeros(2))
-    if name == "ConditionalDiagonalNormal":
-      with pytest.raises(ValueError, match=r"network must return shape \(2, 4\) for 2 conditions"):
+    if name in ("ConditionalDiagonalNormal", "GaussianMixture/network"):
+      match = r"network must return shape \(2, (4|15)\) for 2 conditions"
+      with pytest.raises(ValueError, match=match):
         base.log_prob(jnp.zeros((2, 2)), jnp.zeros((3, 2)))
