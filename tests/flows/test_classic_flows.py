@@ -1,4 +1,4 @@
-"""Planar, radial and Sylvester flows: their matrices, their constraints, and extreme values."""
+"""Planar, radial, Sylvester, Householder flows: matrices, constraints, and extreme values."""
 
 import jax
 import jax.numpy as jnp
@@ -89,6 +89,7 @@ def test_sylvester_reads_triangles_only():
 
 
 LAYERS = {
+  "householder": lambda: flows.HouseholderFlow(2, rngs=nnx.Rngs(0)),
   "planar": lambda: flows.PlanarFlow(2, rngs=nnx.Rngs(0)),
   "radial": lambda: flows.RadialFlow(2, rngs=nnx.Rngs(0)),
   "sylvester": lambda: flows.SylvesterFlow(2, rngs=nnx.Rngs(0)),
@@ -115,10 +116,33 @@ def test_nothing_is_nan_at_extreme_values(name):
 
 def test_new_layers_are_the_identity():
   x = jnp.array([[0.3, -2.0]])
-  for make in LAYERS.values():
-    z, log_det = make().forward(x)
+  for name in LAYERS.keys() - {"householder"}:
+    z, log_det = LAYERS[name]().forward(x)
     np.testing.assert_allclose(z, x, atol=1e-6)
     np.testing.assert_allclose(log_det, 0, atol=1e-6)
+
+
+def test_householder_reflects_each_example_by_its_own_matrix():
+  rng = np.random.default_rng(0)
+  x, vectors = rng.normal(size=(4, 3)), rng.normal(size=(4, 2, 3))
+  vectors[1] *= 1e-30
+  vectors[2, 0] = 0
+  expected = np.empty_like(x)
+  for row, (first, second) in enumerate(vectors):
+    mirror = lambda v: np.eye(3) - 2 * np.outer(v, v) / np.where(np.any(v), v @ v, 1)
+    expected[row] = x[row] @ mirror(first) @ mirror(second)
+  with jax.enable_x64(True):
+    z, log_det = flows.householder(jnp.asarray(x), jnp.asarray(vectors))
+    back, _ = flows.householder_inverse(jnp.asarray(expected), jnp.asarray(vectors))
+  np.testing.assert_allclose(z, expected, rtol=1e-12)
+  np.testing.assert_allclose(back, x, rtol=1e-12)
+  np.testing.assert_array_equal(log_det, 0)
+  # Without a condition it is the linear layer of the same vectors.
+  flow = flows.HouseholderFlow(3, rngs=nnx.Rngs(0))
+  linear = flows.HouseholderLinear(3, rngs=nnx.Rngs(1))
+  linear.vectors[...] = flow.parameters.values["vectors"][...]
+  x = jnp.asarray(x, jnp.float32)
+  np.testing.assert_allclose(flow.forward(x)[0], linear.forward(x)[0], rtol=1e-5, atol=1e-6)
 
 
 def test_bad_arguments_are_refused():
@@ -133,6 +157,11 @@ def test_bad_arguments_are_refused():
     flows.radial(x, jnp.ones(3), zero, jnp.ones(3))
   with pytest.raises(ValueError, match=r"q must have shape \(3, 2\), got \(2, 2\)"):
     flows.sylvester(x, jnp.eye(2), jnp.eye(2), jnp.eye(2), jnp.zeros(2))
+  for shape in ((3,), (2, 2), (3, 2, 3), (1, 2, 2, 3)):
+    with pytest.raises(ValueError, match=r"vectors must have shape \(k, 3\) or \(2, k, 3\)"):
+      flows.householder(x, jnp.ones(shape))
+  with pytest.raises(ValueError, match="num_reflections must be at least 1, got 0"):
+    flows.HouseholderFlow(3, num_reflections=0, rngs=nnx.Rngs(0))
   with pytest.raises(ValueError, match="num_planes must be 1 to features = 3, got 4"):
     flows.SylvesterFlow(3, num_planes=4, rngs=nnx.Rngs(0))
   with pytest.raises(ValueError, match="features must be at least 1, got 0"):

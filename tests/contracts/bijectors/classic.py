@@ -1,4 +1,4 @@
-"""Rows of planar, radial and Sylvester flows, masked images, batch normalization and parts."""
+"""Rows of planar and other classic flows, masked images, batch normalization and parts."""
 
 import jax.numpy as jnp
 
@@ -81,6 +81,9 @@ ROWS = {
     bad_shapes=((BATCH, 3, 4, 1), (BATCH, 2, 4), (0, 2, 4, 1)),
     latent_shape=(1, 2, 4),
     bad_latents=((BATCH, 1, 2, 3), (BATCH, 2, 4)),
+  ),
+  "HouseholderFlow": Row(
+    lambda rngs: flows.HouseholderFlow(4, num_reflections=3, rngs=rngs, **COND), **FLAT_COND
   ),
   "ImageCoupling": Row(
     lambda rngs: flows.ImageCoupling(
