@@ -42,7 +42,7 @@ def fill_features(
   if dim == 1:
     return first[:, None], log_det
 
-  places = _places(made.first.out_degrees, dim)
+  places = _places(made.degrees, dim)
   units, depth = places.size, made.blocks.blocks.linear0.kernel.shape[0]
   weights = _first_weights(made, cond, places), _block_weights(made, cond, batch, places)
   columns = _rows(made.last.masked_kernel(), places).reshape(units, dim, -1)[:, 1:]
@@ -139,6 +139,6 @@ def _block_weights(made: Any, cond: Any, batch: int, places: Any) -> tuple[list,
   if blocks.dropout is None:
     return weights, None
   graphdef, state = nnx.split(blocks.dropout)
-  ones = jnp.ones((batch, len(made.first.out_degrees)), weights[0][0].dtype)
+  ones = jnp.ones((batch, len(made.degrees)), weights[0][0].dtype)
   keep = jax.vmap(lambda state: nnx.merge(graphdef, state)(ones))(nnx.to_pure_dict(state))
   return weights, _groups(keep, places)

@@ -1,12 +1,13 @@
 """The masked network of autoregressive flows (arXiv 1502.03509, blocks of arXiv 1906.04032)."""
 
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 from normjax.blocks import Repeat
 from normjax.flows._checks import check_cond, check_sizes
@@ -16,19 +17,17 @@ from normjax.flows._dropout import make_dropout
 class MaskedLinear(nnx.Module):
   """x (K * mask) + b, where entry (i, o) of the mask lets output o see input i."""
 
-  def __init__(self, in_degrees, out_degrees, *, strict, param_dtype, rngs, kernel_init=None):
-    # Tuples, which are static: under a scan every layer has the same masks.
-    self.in_degrees, self.out_degrees = tuple(map(int, in_degrees)), tuple(map(int, out_degrees))
-    self.strict = strict
+  def __init__(self, mask, *, param_dtype, rngs, kernel_init=None):
+    # Bytes, which are static: under a scan every layer has the same mask.
+    self.shape, self.packed = mask.shape, np.packbits(mask).tobytes()
     init = nnx.initializers.lecun_normal() if kernel_init is None else kernel_init
-    shape = len(self.in_degrees), len(self.out_degrees)
-    self.kernel = nnx.Param(init(rngs.params(), shape, param_dtype))
-    self.bias = nnx.Param(jnp.zeros(shape[1:], param_dtype))
+    self.kernel = nnx.Param(init(rngs.params(), mask.shape, param_dtype))
+    self.bias = nnx.Param(jnp.zeros(mask.shape[1:], param_dtype))
 
   def mask(self):
     """Return the mask (in, out)."""
-    rows, columns = np.array(self.in_degrees)[:, None], np.array(self.out_degrees)[None]
-    return (columns > rows) if self.strict else (columns >= rows)
+    bits = np.unpackbits(np.frombuffer(self.packed, np.uint8), count=math.prod(self.shape))
+    return bits.reshape(self.shape).astype(bool)
 
   def masked_kernel(self):
     """Return K * mask (in, out)."""
@@ -41,11 +40,11 @@ class MaskedLinear(nnx.Module):
 class MaskedBlock(nnx.Module):
   """h + L1 drop(relu(L0 relu(h) + V cond)), or drop(relu(L0 h)), with masked linear layers."""
 
-  def __init__(self, degrees, residual, cond_dim, dropout_rate, param_dtype, rngs):
-    options = {"strict": False, "param_dtype": param_dtype, "rngs": rngs}
-    self.linear0 = MaskedLinear(degrees, degrees, **options)
-    self.linear1 = MaskedLinear(degrees, degrees, **options) if residual else None
-    linear = lambda: nnx.Linear(cond_dim, len(degrees), param_dtype=param_dtype, rngs=rngs)
+  def __init__(self, mask, residual, cond_dim, dropout_rate, param_dtype, rngs):
+    options = {"param_dtype": param_dtype, "rngs": rngs}
+    self.linear0 = MaskedLinear(mask, **options)
+    self.linear1 = MaskedLinear(mask, **options) if residual else None
+    linear = lambda: nnx.Linear(cond_dim, len(mask), param_dtype=param_dtype, rngs=rngs)
     self.context = linear() if residual and cond_dim is not None else None
     self.dropout = make_dropout(dropout_rate, rngs)
 
@@ -63,11 +62,13 @@ class MaskedBlock(nnx.Module):
 class MADE(nnx.Module):
   """Gives every feature parameters that depend on the features before it only.
 
-  x (B, D), cond (B, C) -> (B, D, P), with d out_f / d x_g = 0 for g >= f.
+  x (B, D), cond (B, C) -> (B, D, P), with d out_f / d x_g = 0 for g >= f, or where a graph has no
+  edge
 
-  Masked linear layers: inputs have the degrees 1 to D, unit j of a hidden layer has the degree
-  j mod max(1, D - 1) + min(1, D - 1), and a unit sees those of its own degree or less, an output
-  those of less. A condition enters after the first layer and in every residual block.
+  Masked linear layers: the hidden units take turns at the sets of features that the outputs may
+  see, the empty set left out; a unit, or an output, sees the units whose sets are parts of its own.
+  A condition enters after the first layer and in every residual block. The first feature sees no
+  unit, and so no condition, unless there is a graph, where some units see the condition alone.
 
   Args:
     dim: D.
@@ -76,12 +77,15 @@ class MADE(nnx.Module):
     depth: number of blocks, scanned.
     residual: blocks h + L1(relu(L0(relu(h)))) instead of relu(L0(h)).
     cond_dim: C, or None.
+    adjacency: (D, D) booleans: entry (f, g) lets the outputs of f depend on feature g; on those
+      before it by default. Each of the different rows should get a unit.
     dropout_rate: chance of a block's units to be dropped, unless `deterministic`.
     param_dtype: dtype of the parameters.
     rngs: source of the parameters' keys, and of the stream `dropout`.
 
   Raises:
-    ValueError: if a size is below 1, `dropout_rate` not in [0, 1), or x or cond has another shape.
+    ValueError: if a size is below 1, `dropout_rate` not in [0, 1), or `adjacency`, x or cond has
+      another shape.
 
   Reference:
     Germain, Gregor, Murray, Larochelle, "MADE: masked autoencoder for distribution estimation",
@@ -102,26 +106,31 @@ class MADE(nnx.Module):
     depth: int = 2,
     residual: bool = True,
     cond_dim: int | None = None,
+    adjacency: ArrayLike | None = None,
     dropout_rate: float = 0.0,
     param_dtype=jnp.float32,
     rngs: nnx.Rngs,
   ):
     check_sizes(dim=dim, num_outputs=num_outputs, width=width, depth=depth)
     self.dim, self.num_outputs, self.residual, self.cond_dim = dim, num_outputs, residual, cond_dim
-    inputs = np.arange(1, dim + 1)
-    hidden = np.arange(width) % max(1, dim - 1) + min(1, dim - 1)
+    graph = np.tri(dim, k=-1, dtype=bool) if adjacency is None else np.asarray(adjacency)
+    if graph.shape != (dim, dim) or graph.dtype != bool:
+      raise ValueError(
+        f"adjacency must be booleans of shape {(dim, dim)}, got {graph.dtype} {graph.shape}"
+      )
+    hidden = _hidden_sets(graph, width, alone=adjacency is not None and cond_dim is not None)
+    self.degrees = tuple(np.sum(hidden, axis=1).tolist())
     options = {"param_dtype": param_dtype, "rngs": rngs}
-    self.first = MaskedLinear(inputs, hidden, strict=False, **options)
+    self.first = MaskedLinear(hidden.T, **options)
     self.context = None if cond_dim is None else nnx.Linear(cond_dim, width, **options)
+    within = _within(hidden, hidden)
     self.blocks = Repeat(
-      lambda rngs: MaskedBlock(hidden, residual, cond_dim, dropout_rate, param_dtype, rngs),
+      lambda rngs: MaskedBlock(within, residual, cond_dim, dropout_rate, param_dtype, rngs),
       depth,
       rngs=rngs,
     )
     self.last = MaskedLinear(
-      hidden,
-      np.repeat(inputs, num_outputs),
-      strict=True,
+      np.repeat(_within(hidden, graph), num_outputs, axis=1),
       kernel_init=nnx.initializers.normal(1e-2),
       **options,
     )
@@ -143,3 +152,20 @@ class MADE(nnx.Module):
     """Return what the layers see of the condition of `x`, in its dtype."""
     check_cond(cond, x.shape[0], self.cond_dim)
     return None if self.context is None else cond.astype(x.dtype)
+
+
+def _hidden_sets(graph, width, alone):
+  """Return which features each hidden unit may see, (w, d): the different rows of `graph` in turns.
+
+  The empty row is left out, as nothing depends on its units, unless they see a condition `alone`.
+  """
+  _, where = np.unique(graph, axis=0, return_index=True)
+  rows = graph[np.sort(where)]
+  if not alone and np.any(rows):
+    rows = rows[np.any(rows, axis=1)]
+  return rows[np.arange(width) % len(rows)]
+
+
+def _within(inner, outer):
+  """Return a mask (n, m): whether set i of `inner` (n, d) is part of set j of `outer` (m, d)."""
+  return inner.astype(np.float32) @ (~outer.T).astype(np.float32) == 0

@@ -9,6 +9,12 @@ ORDER = jnp.array([2, 0, 3, 1])
 SMALL = {"width": 6, "depth": 1}
 COND = SMALL | {"cond_dim": 2}
 SPLINE = {"num_bins": 3, "tail_bound": 3.0}
+GRAPH = [
+  [False, False, True, False],
+  4 * [False],
+  [False, True, False, False],
+  [True, True, False, False],
+]
 
 
 ROWS = {
@@ -26,6 +32,9 @@ ROWS = {
   ),
   "MaskedAutoregressive": Row(
     lambda rngs: flows.MaskedAutoregressive(4, order=ORDER, rngs=rngs, **COND), **FLAT_COND
+  ),
+  "MaskedAutoregressive/graph": Row(
+    lambda rngs: flows.MaskedAutoregressive(4, adjacency=GRAPH, rngs=rngs, **COND), **FLAT_COND
   ),
   "MaskedAutoregressive/spline": Row(
     lambda rngs: flows.MaskedAutoregressive(
