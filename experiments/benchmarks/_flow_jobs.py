@@ -18,7 +18,7 @@ import optax
 from experiments.benchmarks._work import Peer
 
 _RATE = 1e-3
-_NOISE = 0.05  # added to all parameters: new flows are often the identity
+NOISE = 0.05  # added to all parameters: new flows are often the identity
 
 
 class JaxFlow(NamedTuple):
@@ -36,12 +36,13 @@ class TorchFlow:
   module: Any
   loss: Callable[[Any], Any]
   inverse: Callable[[Any], Any]
+  noise: float = NOISE
 
 
-def perturbed(params: Any) -> Any:
-  """Return arrays with noise on every entry, in their order."""
+def perturbed(params: Any, noise: float = NOISE) -> Any:
+  """Return arrays with noise of this deviation on every entry, in their order."""
   rng = np.random.default_rng(1)
-  noisy = lambda v: (v + _NOISE * rng.standard_normal(np.shape(v))).astype(v.dtype)
+  noisy = lambda v: (v + noise * rng.standard_normal(np.shape(v))).astype(v.dtype)
   return jax.tree.map(lambda v: noisy(np.asarray(v)), params)
 
 
@@ -102,10 +103,8 @@ def torch_peer(build: Callable[[tuple[int, ...]], TorchFlow], job: str) -> Peer:
     torch.manual_seed(0)
     flow = build(inputs["x"].shape[1:])
     with torch.no_grad():
-      for p, value in zip(
-        flow.module.parameters(), perturbed([p.numpy() for p in flow.module.parameters()]),
-        strict=True,
-      ):  # fmt: skip
+      values = perturbed([p.numpy() for p in flow.module.parameters()], flow.noise)
+      for p, value in zip(flow.module.parameters(), values, strict=True):
         p.copy_(torch.tensor(value))
     flow.module.double() if double else flow.module.float()
     x = torch.tensor(inputs["x"].astype(np.float64 if double else np.float32))

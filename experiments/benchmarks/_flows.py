@@ -9,7 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from experiments.benchmarks._flow_jobs import JaxFlow, TorchFlow, jax_peer, perturbed, torch_peer
+from experiments.benchmarks._flow_jobs import (
+  NOISE,
+  JaxFlow,
+  TorchFlow,
+  jax_peer,
+  perturbed,
+  torch_peer,
+)
 from experiments.benchmarks._work import Work
 from normjax import flows, models
 
@@ -18,14 +25,14 @@ _SPLINES = {"layers": 6, "width": 64, "depth": 2, "bins": 8, "bound": 3.0}
 _MADE = {"layers": 5, "width": 128}
 
 
-def nnx_flow(flow: flows.Flow, *, noise: bool = True) -> JaxFlow:
-  """Take a flow of this library apart, with noise on its parameters unless told otherwise."""
+def nnx_flow(flow: flows.Flow, *, noise: float = NOISE) -> JaxFlow:
+  """Take a flow of this library apart, with noise on its parameters."""
   graphdef, params, rest = nnx.split(flow, nnx.Param, ...)
   params, rest = nnx.to_pure_dict(params), nnx.to_pure_dict(rest)
   merge = lambda params: nnx.merge(graphdef, params, rest)
   latent = flow.base.sample(jax.random.key(0), 1).shape[1:]
   return JaxFlow(
-    perturbed(params) if noise else params,
+    perturbed(params, noise),
     lambda params, x: -jnp.mean(merge(params).log_prob(x)),
     lambda params, z: merge(params).bijector.inverse(z.reshape(len(z), *latent))[0],
   )

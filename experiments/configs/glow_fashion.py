@@ -1,9 +1,9 @@
 """Glow on Fashion-MNIST, 28x28 grey images of 256 levels.
 
 Expected, seed 0: 4.801 ± 0.072 held-out bits/dim (10,000 images, one draw) after 1000 steps, some 2
-minutes of one CPU core's time; the error is large since a few images are far out. On the same split:
-Gaussian 6.46, Gaussian mixture 5.41. The first 1000 held-out images at every 200 steps: 5.98, 5.32,
-4.96, 4.77, 4.71. Samples are grey blobs with the outlines of clothes here and there.
+minutes of one CPU core's time; the error is large since a few images are far out. On the same
+split: Gaussian 6.46, Gaussian mixture 5.41. The first 1000 held-out images at every 200 steps:
+5.98, 5.32, 4.96, 4.77, 4.71. Samples are grey blobs with the outlines of clothes here and there.
 """
 
 from experiments.configs.common import density_config

@@ -2,8 +2,8 @@
 
 Expected, seed 0: 4.819 ± 0.010 held-out bits/dim (10,000 images, one draw) after 600 steps, 3 to 4
 minutes of CPU time; after as many steps, of patches of 2x2 pixels, Jet has 5.15. The first 1000
-held-out images at every 200 steps: 5.69, 4.99, 4.80. Its samples are stripes of the patches' height:
-errors of one token go on in the next.
+held-out images at every 200 steps: 5.69, 4.99, 4.80. Its samples are stripes of the patches'
+height: errors of one token go on in the next.
 """
 
 from experiments.configs.common import density_config
