@@ -1,8 +1,8 @@
 """An energy-based flow of dense layers on scikit-learn's digits, trained by score matching.
 
-Not yet trained to its end. `experiments.score_matching`, one seed, 1000 steps of DSM: 12.06
-held-out bits/dim with MaP and 15.04 without it, where the uniform density has 4.09: neither is
-trained then.
+Not yet trained to its end. `experiments.score_matching --only=digits`, three seeds, 3000 steps:
+14.649 ± 0.137 held-out bits/dim by DSM with MaP and 20.524 ± 0.239 without it, where maximum
+likelihood has 2.402 ± 0.002 and the uniform density 4.09: score matching does not train it by then.
 """
 
 from experiments.configs.common import score_matching_config
