@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from normjax.flows._rational_quadratic import Bin, bin_forward, bin_inverse
-from normjax.flows._spline_box import Box, check_minimum, check_raw, in_box
+from normjax.flows._spline_box import Box, bin_shares, check_minimum, check_raw, in_box
 
 _MAX_RAW_SLOPE = 1e4
 
@@ -148,7 +148,7 @@ def _run(spline, name, value, raws, box, minima, identity_init):
   raws = tuple(raw.astype(dtype).reshape(value.size, raw.shape[-1]).T for raw in raws)
   raw_widths, raw_heights, raw_derivatives = raws
   beta = math.log(2) / (1 - minima[2]) if identity_init else 1.0
-  widths, heights = _shares(raw_widths, minima[0]), _shares(raw_heights, minima[1])
+  widths, heights = bin_shares(raw_widths, minima[0], 0), bin_shares(raw_heights, minima[1], 0)
   axis = (widths, box.left, box.right) if name == "x" else (heights, box.bottom, box.top)
 
   def evaluate(v):
@@ -161,11 +161,6 @@ def _run(spline, name, value, raws, box, minima, identity_init):
     return y.reshape(v.shape), log_slope.reshape(v.shape)
 
   return in_box(name, value, evaluate, box, tails=len(raw_derivatives) == num_bins - 1)
-
-
-def _shares(raw, minimum):
-  """Return the shares (k, n) of an axis that the bins of raw numbers (k, n) have."""
-  return minimum + (1 - minimum * len(raw)) * jax.nn.softmax(raw, axis=0)
 
 
 def _index(value, shares, low, high):

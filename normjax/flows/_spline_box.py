@@ -66,9 +66,9 @@ def bin_edges(
   return edges_of(bin_shares(raw, minimum), low, high)
 
 
-def bin_shares(raw: Float[Array, "*batch k"], minimum: float) -> Float[Array, "*batch k"]:
-  """Return the shares of the axis that the bins have, at least `minimum` each."""
-  return minimum + (1 - minimum * raw.shape[-1]) * jax.nn.softmax(raw, axis=-1)
+def bin_shares(raw: Float[Array, "..."], minimum: float, axis: int = -1) -> Float[Array, "..."]:
+  """Return the shares of the box that the bins on `axis` have, at least `minimum` each."""
+  return minimum + (1 - minimum * raw.shape[axis]) * jax.nn.softmax(raw, axis=axis)
 
 
 def edges_of(shares: Float[Array, "*batch k"], low: float, high: float) -> Array:
