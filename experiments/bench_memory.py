@@ -19,10 +19,11 @@ from flax import nnx
 from normjax import flows
 
 MODES = ("store", "remat", "reversible")
+_SHAPE = (16, 16, 3)
 
 _DEPTHS = flags.DEFINE_list("depths", ["4", "8", "16", "32"], "Numbers of couplings.")
-_WIDTH = flags.DEFINE_integer("width", 64, "Width of the transformers, 4 heads.", lower_bound=4)
-_BATCH = flags.DEFINE_integer("batch", 128, "Images of 8x8x1 in a batch.", lower_bound=1)
+_WIDTH = flags.DEFINE_integer("width", 128, "Width of the transformers, 4 heads.", lower_bound=4)
+_BATCH = flags.DEFINE_integer("batch", 16, "Images of 16x16x3 in a batch.", lower_bound=1)
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Rounds, the fastest counts.", lower_bound=1)
 _OUT = flags.DEFINE_string("out", None, "Also write the rows to this JSON file.")
 
@@ -30,17 +31,17 @@ _OUT = flags.DEFINE_string("out", None, "Also write the rows to this JSON file."
 def build(depth: int, memory: str, width: int, batch: int):
   """Return the compiled `value_and_grad` of Jet's loss and its arguments."""
   jet = flows.Jet(
-    (8, 8, 1), depth=depth, block_depth=1, emb_dim=width, num_heads=4, patch_size=2,
+    _SHAPE, depth=depth, block_depth=1, emb_dim=width, num_heads=4, patch_size=4,
     memory=memory, rngs=nnx.Rngs(0),
   )  # fmt: skip
   graphdef, params, rest = nnx.split(jet, nnx.Param, ...)
-  base = flows.StandardNormal((8, 8, 1))
+  base = flows.StandardNormal(_SHAPE)
 
   def loss(params, rest, x):
     flow = flows.Flow(nnx.merge(graphdef, params, rest), base)
-    return jnp.mean(flows.bits_per_dim(flow.log_prob(x), base.shape, 17 / 2))
+    return jnp.mean(flows.bits_per_dim(flow.log_prob(x), base.shape, 127.5))
 
-  x = jax.random.uniform(jax.random.key(1), (batch, 8, 8, 1), minval=-1.0)
+  x = jax.random.uniform(jax.random.key(1), (batch, *_SHAPE), minval=-1.0)
   compiled = jax.jit(jax.value_and_grad(loss)).lower(params, rest, x).compile()
   return compiled, (params, rest, x)
 

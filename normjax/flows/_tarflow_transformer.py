@@ -19,6 +19,9 @@ from jaxtyping import Array, Float, Int
 from normjax.blocks import Repeat, dot_general, softmax_attention
 from normjax.norms import LayerNorm
 
+# Differentiated from its argument alone, like that of `blocks.EncoderBlock`.
+_gelu = jax.checkpoint(partial(jax.nn.gelu, approximate=False))
+
 # Keys and values (depth, b, n, heads, head_dim) of the tokens seen so far.
 Cache = tuple[Array, Array]
 
@@ -78,7 +81,7 @@ class CausalLayer(nnx.Module):
   def _update(self, x, query, keys, values, mask):
     attended = softmax_attention(query, keys, values, mask)
     x = x + self.attention_out(attended.reshape(x.shape))
-    return x + self.mlp_out(jax.nn.gelu(self.mlp_in(self.mlp_norm(x)), approximate=False))
+    return x + self.mlp_out(_gelu(self.mlp_in(self.mlp_norm(x))))
 
 
 class CausalTransformer(nnx.Module):

@@ -119,7 +119,7 @@ def test_wrong_arguments_are_refused():
 def _temporaries(memory, depth):
   """Return the bytes of temporaries of the gradient of Jet's loss, compiled but never run."""
   make = lambda: flows.Jet(
-    (8, 8, 1), depth=depth, block_depth=1, emb_dim=64, num_heads=4, patch_size=2, memory=memory,
+    (16, 16, 3), depth=depth, block_depth=1, emb_dim=128, num_heads=4, patch_size=4, memory=memory,
     rngs=nnx.Rngs(0),
   )  # fmt: skip
   graphdef, params, rest = nnx.split(nnx.eval_shape(make), nnx.Param, ...)
@@ -128,7 +128,7 @@ def _temporaries(memory, depth):
     z, log_det = nnx.merge(graphdef, params, rest).forward(x)
     return jnp.mean(0.5 * jnp.sum(z**2, axis=(1, 2, 3)) - log_det)
 
-  x = jax.ShapeDtypeStruct((128, 8, 8, 1), jnp.float32)
+  x = jax.ShapeDtypeStruct((16, 16, 16, 3), jnp.float32)
   compiled = jax.jit(jax.value_and_grad(loss)).lower(params, rest, x).compile()
   return compiled.memory_analysis().temp_size_in_bytes
 
@@ -138,12 +138,14 @@ def test_reversible_memory_does_not_grow_with_depth():
   reversible = _temporaries("reversible", 64)
   assert reversible <= 1.05 * _temporaries("reversible", 8)
   assert reversible <= _temporaries("store", 64) / 40
-  assert reversible < _temporaries("remat", 64)
+  assert reversible < 0.6 * _temporaries("remat", 64)
 
 
 @pytest.mark.usefixtures("optimized")
 def test_stored_memory_grows_with_depth():
   shallow, deep = _temporaries("store", 8), _temporaries("store", 64)
-  # 56 more couplings keep at least 16 activations of (batch 128, tokens 16, width 64) each.
-  assert deep - shallow >= 56 * 16 * 128 * 16 * 64 * 4
+  # 56 more couplings keep 16 to 24 activations of (batch 16, tokens 16, width 128) each: the MLP,
+  # whose hidden layer is as large as 4 of them, keeps one array of that size, not five.
+  activation = 56 * 16 * 16 * 128 * 4
+  assert 16 * activation <= deep - shallow <= 24 * activation
   assert shallow > _temporaries("reversible", 8)
