@@ -75,24 +75,23 @@ def train(
   flow: flows.Flow,
   objective: Callable[[flows.Flow, jax.Array, jax.Array], jax.Array],
   steps: int,
-  learning_rate: float,
+  optimizer: optax.GradientTransformation,
   key: jax.Array,
 ) -> flows.Flow:
-  """Return the flow after `steps` of Adam on `objective(flow, key, progress)`, from 0 to 1."""
-  adam = optax.adam(optax.cosine_decay_schedule(learning_rate, steps))
+  """Return the flow after `steps` on `objective(flow, key, progress)`, from 0 to 1."""
   graphdef, params, rest = nnx.split(flow, nnx.Param, ...)
   params, rest = nnx.to_pure_dict(params), nnx.to_pure_dict(rest)
   merge = lambda params: nnx.merge(graphdef, params, rest, copy=True)
 
   def step(carry: Any, xs: tuple[jax.Array, jax.Array]) -> Any:
     params, state = carry
-    updates, state = adam.update(
+    updates, state = optimizer.update(
       jax.grad(lambda params: objective(merge(params), *xs))(params), state
     )
     return (optax.apply_updates(params, updates), state), None
 
   xs = jax.random.split(key, steps), jnp.arange(steps) / steps
-  (params, _), _ = jax.lax.scan(step, (params, adam.init(params)), xs)
+  (params, _), _ = jax.lax.scan(step, (params, optimizer.init(params)), xs)
   return merge(params)
 
 
@@ -112,7 +111,8 @@ def fit(make: families_2d.Make, settings: Settings) -> Callable[..., Any]:
       batch = pool[jax.random.randint(key, (settings.batch_size,), 0, len(pool))]
       return -jnp.mean(flow.log_prob(batch))
 
-    flow = train(flow, objective, settings.steps, settings.learning_rate, batch_key)
+    adam = optax.adam(optax.cosine_decay_schedule(settings.learning_rate, settings.steps))
+    flow = train(flow, objective, settings.steps, adam, batch_key)
     scores = -flow.log_prob(held_out)
     error = jnp.std(scores) / jnp.sqrt(len(held_out))
     return jnp.mean(scores), error, flow.log_prob(points), flow.sample(sample_key, len(held_out))

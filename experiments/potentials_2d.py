@@ -21,6 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from absl import app, flags
 from flax import nnx
 
@@ -105,7 +106,8 @@ def fit(make: families_2d.Make, settings: Settings) -> Callable[..., Any]:
 
     init_key, train_key, draw_key = jax.random.split(key, 3)
     flow = make(settings, nnx.Rngs(init_key))
-    flow = train(flow, objective, settings.steps, settings.learning_rate, train_key)
+    adam = optax.adam(optax.cosine_decay_schedule(settings.learning_rate, settings.steps))
+    flow = train(flow, objective, settings.steps, adam, train_key)
     weights = flows.importance_log_weights(flow, energy, draw_key, settings.draws)
     return weights, flow.log_prob(points)
 

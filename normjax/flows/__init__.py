@@ -208,7 +208,11 @@ INVERTIBLE_CONVOLUTIONS = {
   "1x1": LULinear,
   "1x1_dense": InvertibleLinear,
   "cinc": CInCConv,
-  "emerging": EmergingConv,
+  "cinc_full": lambda features, *, rngs: CInCConv(features, tap="full", rngs=rngs),
+  # Its kernels start near the identity: channels are mixed before, as in the paper.
+  "emerging": lambda features, *, rngs: Chain(
+    [LULinear(features, rngs=rngs), EmergingConv(features, rngs=rngs)]
+  ),
   "periodic": PeriodicConv,
   "reverse": lambda features, *, rngs: Permutation.reverse(features),
   "shuffle": lambda features, *, rngs: Permutation.random(features, rngs=rngs),

@@ -100,7 +100,8 @@ def test_options_choose_the_parts():
     "1x1": flows.LULinear,
     "1x1_dense": flows.InvertibleLinear,
     "cinc": flows.CInCConv,
-    "emerging": flows.EmergingConv,
+    "cinc_full": flows.CInCConv,
+    "emerging": flows.Chain,
     "periodic": flows.PeriodicConv,
     "reverse": flows.Permutation,
     "shuffle": flows.Permutation,
@@ -110,6 +111,10 @@ def test_options_choose_the_parts():
     step = glow.bijector.levels[0].layers.bijectors
     assert type(step[1]) is kinds[option["convolution"]]
     assert type(step[2]) is flows.AdditiveGlowCoupling
+    if option["convolution"] == "emerging":
+      assert [type(part) for part in step[1].bijectors] == [flows.LULinear, flows.EmergingConv]
+    if option["convolution"] == "cinc_full":
+      assert step[1].tap == "full"
   assert type(_glow().bijector.levels[0].layers.bijectors[2]) is flows.GlowCoupling
 
 
