@@ -23,6 +23,7 @@ from normjax import flows, models
 BATCH, DIM = 512, 8
 _SPLINES = {"layers": 6, "width": 64, "depth": 2, "bins": 8, "bound": 3.0}
 _MADE = {"layers": 5, "width": 128}
+_INJECTIVE = {"batch": 128, "dim": 64, "latents": 16}
 
 
 def nnx_flow(flow: flows.Flow, *, noise: float = NOISE) -> JaxFlow:
@@ -56,6 +57,24 @@ def _made(shape: tuple[int, ...]) -> JaxFlow:
   )
   scan = flows.Scan(make, _MADE["layers"], orders, rngs=nnx.Rngs(0))
   return nnx_flow(flows.Flow(scan, flows.StandardNormal((dim,))))
+
+
+def _injective(shape: tuple[int, ...], *, exact: bool) -> JaxFlow:
+  """Build an injective flow that is trained by the surrogate, or by the exact log-volume."""
+  model = models.InjectiveFlow(*shape, _INJECTIVE["latents"], width=256, rngs=nnx.Rngs(0))
+  graphdef, params = nnx.split(model)
+  merge = lambda params: nnx.merge(graphdef, params)
+
+  def loss(params: Any, x: jax.Array) -> jax.Array:
+    model = merge(params)
+    if exact:
+      error = jnp.sum((x - model.decode(model.encode(x))) ** 2, axis=1)
+      return jnp.mean(10 * error - flows.injective_log_prob(model.encode, model.decode, x))
+    probes = flows.orthogonal_probes(jax.random.key(0), len(x), _INJECTIVE["latents"])
+    return jnp.mean(flows.injective_loss(model.encode, model.decode, x, probes)[0])
+
+  decode = lambda params, z: merge(params).decode(z[:, : _INJECTIVE["latents"]])
+  return JaxFlow(perturbed(nnx.to_pure_dict(params)), loss, decode)
 
 
 def _equinox_flow(flow: Any) -> JaxFlow:
@@ -218,6 +237,12 @@ def _all() -> dict[str, Work]:
       "zuko": torch_peer(functools.partial(_zuko, "MAF"), job),
     }
     works[f"maf {job}"] = _work(jax_peer(_made, job), peers, 1.0)
+  ours, exact = (jax_peer(functools.partial(_injective, exact=e), "train") for e in (False, True))
+  works["injective train"] = Work(
+    functools.partial(inputs, _INJECTIVE["batch"], _INJECTIVE["dim"]),
+    {"normjax": ours, "exact volume": exact}, ours.exact, None,
+    base="exact volume", target={"default": 0.5}, allocators=("default",),
+  )  # fmt: skip
   return works
 
 
