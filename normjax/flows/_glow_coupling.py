@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from normjax.flows._checks import check_features
+from normjax.flows._checks import check_features, check_sizes
 from normjax.flows._coupling import Coupling
 from normjax.flows._glow_network import GlowNetwork
 from normjax.flows._widened import widened
@@ -32,8 +32,7 @@ class _ChannelCoupling(Coupling):
   ):
     if features < 2 or features % 2:
       raise ValueError(f"features must be even and at least 2, got {features}")
-    if width < 1:
-      raise ValueError(f"width must be at least 1, got {width}")
+    check_sizes(width=width)
     self.features = features
     self.network = GlowNetwork(
       features // 2,
