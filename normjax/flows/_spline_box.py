@@ -42,6 +42,8 @@ def in_box(
   box if it is `closed`, which matters to second derivatives. `evaluate` sees
   points of the box only, so that all gradients are finite.
   """
+  if not jnp.issubdtype(value.dtype, jnp.floating):
+    raise ValueError(f"{name} must be floating, got {value.dtype}")
   low, high, start, end = box if name == "x" else (*box[2:], *box[:2])
   wide = widened(value)
   inside = (wide > low) & (wide < high)
