@@ -12,6 +12,9 @@ from normjax.flows._checks import is_concrete
 from normjax.flows._widened import widened
 
 
+_MAX_RAW = 1e4
+
+
 class Box(NamedTuple):
   """The rectangle from (left, bottom) to (right, top) that a spline crosses."""
 
@@ -70,6 +73,9 @@ def bin_edges(
 
 def bin_shares(raw: Float[Array, "..."], minimum: float, axis: int = -1) -> Float[Array, "..."]:
   """Return the shares of the box that the bins on `axis` have, at least `minimum` each."""
+  # Compilers take c raw - max(c raw) at once, without rounding c raw, so that the largest is no zero;
+  # beyond this bound float32 has no digits for it anyway.
+  raw = jnp.clip(raw, -_MAX_RAW, _MAX_RAW)
   return minimum + (1 - minimum * raw.shape[axis]) * jax.nn.softmax(raw, axis=axis)
 
 

@@ -120,6 +120,7 @@ TRANSFORMS = {
   "quadratic": flows.QuadraticSplineTransform(3),
   "cubic": flows.CubicSplineTransform(3),
   "circular": flows.CircularRQSTransform(3),
+  "rational": flows.RQSTransform(3, raw_scale=6**-0.5),
   "shift": flows.CircularShiftTransform(),
 }
 
