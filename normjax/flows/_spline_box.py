@@ -11,7 +11,6 @@ from jaxtyping import Array, Float
 from normjax.flows._checks import is_concrete
 from normjax.flows._widened import widened
 
-
 _MAX_RAW = 1e4
 
 
@@ -73,8 +72,8 @@ def bin_edges(
 
 def bin_shares(raw: Float[Array, "..."], minimum: float, axis: int = -1) -> Float[Array, "..."]:
   """Return the shares of the box that the bins on `axis` have, at least `minimum` each."""
-  # Compilers take c raw - max(c raw) at once, without rounding c raw, so that the largest is no zero;
-  # beyond this bound float32 has no digits for it anyway.
+  # Where raw is a product, compilers subtract the largest from it before it is rounded: beyond some
+  # 1e9 what is left of the largest may be any number, and its exponential infinite.
   raw = jnp.clip(raw, -_MAX_RAW, _MAX_RAW)
   return minimum + (1 - minimum * raw.shape[axis]) * jax.nn.softmax(raw, axis=axis)
 
