@@ -15,7 +15,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from normjax.flows._bijector import Bijector
-from normjax.flows._checks import check_features, is_concrete
+from normjax.flows._checks import check_features, check_sizes, is_concrete
+from normjax.flows._safe_length import safe_length
 from normjax.flows._widened import widened
 
 _LARGEST = math.log(1e3)  # of |log_scale|, where a constant channel is allowed
@@ -70,13 +71,11 @@ class ActNorm(Bijector):
     rngs: nnx.Rngs | None = None,
   ):
     del rngs
-    if features < 1:
-      raise ValueError(f"features must be at least 1, got {features}")
+    check_sizes(features=features)
     if not epsilon >= 0 or ddof < 0:
       raise ValueError(f"epsilon and ddof must be at least 0, got {epsilon} and {ddof}")
     self.features, self.epsilon, self.ddof = features, float(epsilon), ddof
-    # `update_statistics` visits the layers as `init_from_data` does, and clears this.
-    self.allow_constant, self.starts_from_data = allow_constant, True
+    self.allow_constant = allow_constant
     self.log_scale = nnx.Param(jnp.zeros((features,), param_dtype))
     self.shift = nnx.Param(jnp.zeros((features,), param_dtype))
 
@@ -141,8 +140,7 @@ class ActNorm(Bijector):
       )
     x = widened(x).reshape(count, self.features)
     mean = jnp.mean(x, axis=0)
-    variance = jnp.sum((x - mean[None]) ** 2, axis=0) / (count - self.ddof)
-    std = jnp.sqrt(variance)
+    std = safe_length((x - mean[None]).T) / math.sqrt(count - self.ddof)
     log_std = jnp.log(std + self.epsilon)
     if self.allow_constant:
       return mean, jnp.clip(log_std, -_LARGEST, _LARGEST)

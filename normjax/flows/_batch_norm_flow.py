@@ -11,12 +11,10 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PyTree
 
-from normjax.flows._act_norm import ActNorm, scaling_log_det
+from normjax.flows._act_norm import scaling_log_det
 from normjax.flows._bijector import Bijector
-from normjax.flows._checks import check_features
-from normjax.flows._elementwise import Elementwise
+from normjax.flows._checks import check_features, check_sizes
 from normjax.flows._flow import T, copied, visit_from_data
-from normjax.flows._kernel_coupling import KernelCoupling
 from normjax.flows._widened import widened
 
 
@@ -66,12 +64,11 @@ class BatchNormFlow(Bijector):
     rngs: nnx.Rngs | None = None,
   ):
     del rngs
-    if features < 1:
-      raise ValueError(f"features must be at least 1, got {features}")
+    check_sizes(features=features)
     if not epsilon > 0 or not 0 <= decay < 1:
       raise ValueError(f"epsilon must be above 0 and decay in [0, 1), got {epsilon} and {decay}")
     self.features, self.epsilon, self.decay = features, float(epsilon), float(decay)
-    self.use_running_average, self.starts_from_data = use_running_average, True
+    self.use_running_average = use_running_average
     self.log_scale = nnx.Param(jnp.zeros((features,), param_dtype))
     self.bias = nnx.Param(jnp.zeros((features,), param_dtype))
     dtype = jnp.promote_types(param_dtype, jnp.float32)
@@ -175,7 +172,7 @@ def update_statistics(flow: T, x: Float[Array, "b *event"], cond: PyTree | None 
   """
   new, visited = copied(flow), copied(flow)
   for _, module in nnx.iter_modules(visited):
-    if isinstance(module, (ActNorm, BatchNormFlow, Elementwise, KernelCoupling)):
+    if isinstance(module, Bijector):
       module.starts_from_data = False
   visit_from_data(visited, x, cond)
   nnx.update(new, nnx.state(visited, nnx.BatchStat))

@@ -27,6 +27,9 @@ class Bijector(nnx.Module):
   method, so both may be traced, scanned and differentiated at will.
   """
 
+  # `update_statistics` visits the layers as `init_from_data` does, and clears this.
+  starts_from_data = True
+
   @abc.abstractmethod
   def forward(
     self, x: Float[Array, "b *event"], cond: PyTree | None = None
@@ -75,3 +78,6 @@ class Bijector(nnx.Module):
   ) -> Float[Array, "b *event"]:
     """Do the same for a layer that is used the other way round; return the data of `z`."""
     return self.inverse(z, cond)[0]
+
+  def check_initialized(self) -> None:
+    """Raise ValueError if `init_from_data` had unfit data; under jit there is no check."""

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from normjax.flows._checks import check_batch
+
 # Axes of (b, h, w, c) along which an image is flipped so that its padding comes to the top left.
 CORNERS = {"top_left": (), "top_right": (2,), "bottom_left": (1,), "bottom_right": (1, 2)}
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
@@ -70,7 +72,8 @@ def causal_conv(
     (b, h, w, c) of the dtype of `x`.
 
   Raises:
-    ValueError: if the shapes do not fit, or `corner` or `dilation` is out of range.
+    ValueError: if the shapes do not fit, images are no floats, or `corner` or `dilation` is out of
+      range.
 
   Reference:
     Nagar, Dufraisse, Varma, "CInC Flow: Characterizable Invertible 3x3 Convolution", 2021,
@@ -116,7 +119,8 @@ def causal_conv_inverse(
     (b, h, w, c) of the dtype of `z`; computed in float32 or wider at the highest precision.
 
   Raises:
-    ValueError: if the shapes do not fit, or `corner` or `dilation` is out of range.
+    ValueError: if the shapes do not fit, images are no floats, or `corner` or `dilation` is out of
+      range.
 
   Reference:
     Nagar, Dufraisse, Varma, "CInC Flow: Characterizable Invertible 3x3 Convolution", 2021,
@@ -261,6 +265,7 @@ def _check(name, x, kernel, corner, dilation):
     raise ValueError(
       f"{name} must have shape (b, h, w, {kernel.shape[-1]}), none of it zero, got {x.shape}"
     )
+  check_batch(name, x)
   return Order(corner_flips(corner), dilation=check_dilation(dilation))
 
 

@@ -5,6 +5,7 @@ import math
 import jax.numpy as jnp
 from jax.scipy.special import erfc, ndtri
 
+from normjax.flows._exp import finite_exp
 from normjax.flows._pointwise import Pointwise
 
 
@@ -79,8 +80,7 @@ class GumbelCDF(Pointwise):
 
   def up(self, x):
     """Return the value and the log of the slope."""
-    largest = math.log(float(jnp.finfo(x.dtype).max)) * (1 - 1e-6)
-    e = jnp.exp(jnp.minimum(-x, largest))
+    e = finite_exp(-x)
     return jnp.exp(-e), -x - e
 
   def down(self, z):

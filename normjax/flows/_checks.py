@@ -33,6 +33,13 @@ def check_batch(name: str, x, shape: tuple[int, ...] | None = None) -> None:
     )
 
 
+def check_vectors(name: str, x) -> None:
+  """Raise unless `x` is a floating (b, d) with b >= 1."""
+  if x.ndim != 2:
+    raise ValueError(f"{name} must have shape (b, d), got {x.shape}")
+  check_batch(name, x)
+
+
 def check_features(name: str, x, features: int) -> None:
   """Raise unless `x` is a floating (b, ..., features) with b >= 1."""
   if x.ndim < 2 or x.shape[0] < 1 or x.shape[-1] != features:
@@ -40,10 +47,10 @@ def check_features(name: str, x, features: int) -> None:
   check_batch(name, x)
 
 
-def check_sizes(least: int = 1, /, **sizes: int) -> None:
-  """Raise unless every size is at least 1, or whatever is said."""
+def check_sizes(least: int = 1, /, **sizes: int | None) -> None:
+  """Raise unless every size is at least 1, or whatever is said; None, for none at all, passes."""
   for name, size in sizes.items():
-    if size < least:
+    if size is not None and size < least:
       raise ValueError(f"{name} must be at least {least}, got {size}")
 
 
@@ -78,12 +85,17 @@ def check_cond(cond, batch: int, cond_dim: int | None) -> None:
     raise ValueError(f"cond must have shape {(batch, cond_dim)}, got {shape}")
 
 
-def as_labels(cond, batch: int, null: int) -> jax.Array:
-  """Return `cond` as integer labels (batch,), all of them `null` if it is None."""
+def as_labels(cond, batch: int, num_classes: int, null: int) -> jax.Array:
+  """Return `cond` as integer labels (batch,) of classes, or `null`, which all are if it is None."""
   labels = jnp.full((batch,), null) if cond is None else jnp.asarray(cond)
   if labels.shape != (batch,) or not jnp.issubdtype(labels.dtype, jnp.integer):
     raise ValueError(
       f"cond must be integer labels of shape ({batch},), got {labels.dtype} {labels.shape}"
+    )
+  # Through numpy: under jit even operations on known labels would be traced.
+  if is_concrete(labels) and not np.all(np.isin(np.asarray(labels), [null, *range(num_classes)])):
+    raise ValueError(
+      f"cond must be labels 0 to {num_classes - 1}, or {null} for none, got {np.asarray(labels)}"
     )
   return labels
 

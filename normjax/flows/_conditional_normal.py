@@ -112,7 +112,7 @@ class ClassConditionalNormal(ConditionalNormal):
 
   Raises:
     ValueError: if `shape` is not a sequence of positive ints, `num_classes` is below 1, or `cond`
-      holds no integers (b,).
+      holds no integers (b,) from 0 to K (they are looked at unless they are being traced).
 
   Reference:
     Kingma, Dhariwal, "Glow: Generative Flow with Invertible 1x1 Convolutions", 2018,
@@ -148,7 +148,7 @@ class ClassConditionalNormal(ConditionalNormal):
 
   def moments(self, cond, n):
     """Return `(loc, log_scale)`, both (n, *shape): rows of the tables."""
-    labels = as_labels(cond, n, self.null_label)
+    labels = as_labels(cond, n, self.num_classes, self.null_label)
     return self.loc[...][labels], self.log_scale[...][labels]
 
 

@@ -30,14 +30,14 @@ class ConditionalParameters(nnx.Module):
     param_dtype,
     rngs: nnx.Rngs | None,
   ):
-    check_sizes(features=min(min(s) for s in shapes.values() if s), width=width, depth=depth)
+    check_sizes(features=min(min(s) for s in shapes.values() if s))
+    check_sizes(width=width, depth=depth, cond_dim=cond_dim)
     self.shapes, self.cond_dim = tuple(shapes.items()), cond_dim
     self.values = nnx.Dict({n: nnx.Param(jnp.zeros(s, param_dtype)) for n, s in shapes.items()})
     options = {"width": width, "depth": depth, "param_dtype": param_dtype}
     self.network = None if cond_dim is None else self._network(cond_dim, rngs, options)
 
   def _network(self, cond_dim, rngs, options):
-    check_sizes(cond_dim=cond_dim)
     if rngs is None:
       raise ValueError("rngs must be given where there is a cond_dim, got None")
     size = sum(math.prod(shape) for _, shape in self.shapes)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from jaxtyping import PyTree
 
 from normjax.flows._bijector import Bijector
+from normjax.flows._conditional_normal import check_network
 
 
 class Conditioned(Bijector):
@@ -19,7 +20,7 @@ class Conditioned(Bijector):
     network: `network(cond)` computes them: a module, or a function.
 
   Raises:
-    ValueError: if `bijector` is not a `Bijector`, or there is no `cond`.
+    ValueError: if `bijector` is not a `Bijector`, `network` is no function, or there is no `cond`.
 
   Example:
     >>> import jax.numpy as jnp
@@ -34,6 +35,7 @@ class Conditioned(Bijector):
   def __init__(self, bijector: Bijector, network: Callable[[PyTree], PyTree]):
     if not isinstance(bijector, Bijector):
       raise ValueError(f"bijector must be a Bijector, got {bijector!r}")
+    check_network(network)
     self.bijector, self.network = bijector, network
 
   def forward(self, x, cond=None):
@@ -43,6 +45,19 @@ class Conditioned(Bijector):
   def inverse(self, z, cond=None):
     """Return what the bijector's inverse makes of `z` and the features of `cond`."""
     return self.bijector.inverse(z, self.features(cond))
+
+  @property
+  def constant_logdet(self):
+    """Whether that of the bijector is constant."""
+    return self.bijector.constant_logdet
+
+  def forward_varying(self, x, cond=None):
+    """Return the bijector's `forward_varying` of `x` and the features of `cond`."""
+    return self.bijector.forward_varying(x, self.features(cond))
+
+  def inverse_varying(self, z, cond=None):
+    """Return the bijector's `inverse_varying` of `z` and the features of `cond`."""
+    return self.bijector.inverse_varying(z, self.features(cond))
 
   def data_init(self, x, cond=None):
     """Start the bijector from data, given the features of `cond`."""

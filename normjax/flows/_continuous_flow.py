@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from normjax.blocks import Repeat
-from normjax.flows._checks import check_batch, check_cond, check_sizes
+from normjax.flows._checks import check_above_zero, check_batch, check_cond, check_sizes
 from normjax.flows._injective import orthogonal_probes
 from normjax.flows._probes import Estimating
 from normjax.flows._widened import widened
@@ -100,10 +100,10 @@ class ContinuousFlow(Estimating):
     rngs: nnx.Rngs,
   ):
     _import_diffrax()
-    check_sizes(dim=dim, width=width, max_steps=max_steps)
+    check_sizes(dim=dim, width=width, max_steps=max_steps, cond_dim=cond_dim)
     check_sizes(0, depth=depth)
-    if tolerance is not None and not tolerance > 0:
-      raise ValueError(f"tolerance must be above 0, got {tolerance}")
+    if tolerance is not None:
+      check_above_zero(tolerance=tolerance)
     if not 1 <= num_probes <= dim:
       raise ValueError(f"num_probes must be 1 to dim = {dim}, got {num_probes}")
     self.dim, self.cond_dim, self.num_probes = dim, cond_dim, num_probes

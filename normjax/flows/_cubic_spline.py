@@ -63,8 +63,8 @@ def cubic_spline(
     a box without tails both are NaN under tracing.
 
   Raises:
-    ValueError: if shapes disagree, a minimum does not fit K bins, the box is empty, or x leaves a
-      box without tails.
+    ValueError: if x is not floating, shapes disagree, a minimum does not fit K bins, the box is
+      empty, or x leaves a box without tails.
 
   Reference:
     Durkan, Bekasov, Murray, Papamakarios, "Cubic-spline flows", 2019, arXiv 1906.02145.

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from normjax.flows._checks import check_batch, is_concrete
+from normjax.flows._checks import check_above_zero, check_vectors, is_concrete
 from normjax.flows._widened import widened
 
 # rho = 1 has no inverse: correlations are clipped to what single precision can tell from it.
@@ -65,7 +65,7 @@ def hard_sigmoid_correlation(
     rho, in the shape of `raw`.
 
   Raises:
-    ValueError: if `bound` is not above 0 or `margin` not in [0, 1).
+    ValueError: if `bound` is not above 0 and finite, or `margin` not in [0, 1).
 
   Reference:
     Kirchler, Lippert, Kloft, "Training Normalizing Flows from Dependent Data", 2022,
@@ -76,8 +76,7 @@ def hard_sigmoid_correlation(
     >>> [round(float(flows.hard_sigmoid_correlation(raw)), 2) for raw in (-4.0, 0.0, 4.0)]
     [0.0, 0.5, 0.99]
   """
-  if not bound > 0:
-    raise ValueError(f"bound must be above 0, got {bound}")
+  check_above_zero(bound=bound)
   if not 0 <= margin < 1:
     raise ValueError(f"margin must be in [0, 1), got {margin}")
   return jnp.clip(jnp.asarray(raw, float) / (2 * bound) + 0.5, 0, 1 - margin)
@@ -167,9 +166,7 @@ def block_log_prob(
 def check_latents(z) -> Array:
   """Return latents (b, p) in float32 or wider."""
   z = jnp.asarray(z)
-  check_batch("z", z)
-  if z.ndim != 2:
-    raise ValueError(f"z must have shape (b, p), got {z.shape}")
+  check_vectors("z", z)
   return widened(z)
 
 

@@ -5,13 +5,12 @@ an optimizer of bounded steps, such as Adam at a rate for networks, takes thousa
 reach strong correlations.
 """
 
-import math
-
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
+from normjax.flows._checks import check_above_zero
 from normjax.flows._dependent_data import block_log_prob, sigmoid_correlation
 from normjax.flows._distribution import Distribution
 from normjax.flows._flow import Flow
@@ -24,7 +23,8 @@ class DependentFlow(Distribution):
   l_i = block_log_prob(z, block_id, rho)_i + log_det_i,  (z, log_det) = bijector.forward(x) of the
   flow, rho = sigmoid(speed * raw),  x (b, p)
 
-  A new, independent example has the density of the flow itself, `log_prob`, and so have samples.
+  A new, independent example has the density of the flow itself, which `log_prob` returns and
+  `sample` draws from.
 
   Args:
     flow: over a `StandardNormal` of vectors (p,), whose rows the blocks correlate.
@@ -67,8 +67,7 @@ class DependentFlow(Distribution):
     correlation = np.asarray(rho, np.float64)
     if correlation.ndim > 1 or not np.all((correlation > 0) & (correlation < 1)):
       raise ValueError(f"rho must be between 0 and 1, a scalar or (k,), got {rho}")
-    if not (speed > 0 and math.isfinite(speed)):
-      raise ValueError(f"speed must be above 0, got {speed}")
+    check_above_zero(speed=speed)
     self.flow, self.speed = flow, speed
     raw = jnp.asarray(np.log(correlation / (1 - correlation)) / speed, param_dtype)
     self.raw = nnx.Param(raw) if trainable else nnx.Variable(raw)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from normjax.flows._checks import check_sampling
+from normjax.flows._checks import check_sampling, check_sizes
 
 
 def dependent_blocks(
@@ -102,8 +102,7 @@ def dependent_normals(
     raise ValueError(
       f"block_id (n,) and rho (k,) must be vectors, got {block_id.shape} and {rho.shape}"
     )
-  if dim < 1:
-    raise ValueError(f"dim must be at least 1, got {dim}")
+  check_sizes(dim=dim)
   common_key, own_key = jax.random.split(key)
   common = jax.random.normal(common_key, (rho.size, dim), rho.dtype)[block_id]
   own = jax.random.normal(own_key, (block_id.size, dim), rho.dtype)

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Num
 
-from normjax.flows._checks import check_shape, is_concrete
+from normjax.flows._checks import check_shape, check_sizes, is_concrete
 from normjax.flows._widened import widened
 
 
@@ -115,8 +115,7 @@ def quantize(
   _check_levels(levels)
   if not jnp.issubdtype(x.dtype, jnp.floating):
     raise ValueError(f"x must be floating, got {x.dtype}")
-  if num_levels < 1:
-    raise ValueError(f"num_levels must be at least 1, got {num_levels}")
+  check_sizes(num_levels=num_levels)
   bins = jnp.floor((widened(x) - low) * levels)
   return jnp.clip(bins, 0, num_levels - 1).astype(jnp.uint8 if num_levels <= 256 else jnp.int32)
 

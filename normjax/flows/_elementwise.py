@@ -58,8 +58,6 @@ class Elementwise(Bijector):
     rngs: nnx.Rngs | None = None,
   ):
     self.transform, self.shape = transform, check_shape(shape)
-    # `update_statistics` visits the layers as `init_from_data` does, and clears this.
-    self.starts_from_data = True
     self.parameters = ConditionalParameters(
       {"raw": (*self.shape, transform.num_parameters)}, cond_dim=cond_dim, width=width,
       depth=depth, param_dtype=param_dtype, rngs=rngs,

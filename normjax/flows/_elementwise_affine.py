@@ -20,12 +20,12 @@ class ElementwiseAffine(Bijector):
   trained.
 
   Args:
-    loc: a scalar, or an array or list of the event's shape.
-    scale: likewise; finite and not zero.
+    loc: a scalar, or an array or list of the event's shape; finite.
+    scale: likewise, and not zero.
 
   Raises:
-    ValueError: if `loc` and `scale` are arrays of different shapes, or `scale` is zero or not
-      finite somewhere.
+    ValueError: if `loc` and `scale` are arrays of different shapes, an entry is not finite, or one
+      of `scale` is zero.
 
   Example:
     >>> import jax.numpy as jnp
@@ -41,6 +41,8 @@ class ElementwiseAffine(Bijector):
       raise ValueError(
         f"loc and scale must be scalars or of one shape, got shapes {loc.shape} and {scale.shape}"
       )
+    if is_concrete(loc) and not np.isfinite(loc).all():
+      raise ValueError(f"loc must be finite, got {loc}")
     if is_concrete(scale) and not (np.isfinite(scale).all() and np.all(scale != 0)):
       raise ValueError(f"scale must be finite and not zero, got {scale}")
     self.loc, self.scale = nnx.Variable(loc), nnx.Variable(scale)

@@ -103,7 +103,7 @@ class ElementwiseCoupling(OrderedCoupling):
     rngs: nnx.Rngs,
   ):
     self._set_order(order, num_conditioning)
-    check_sizes(width=width, depth=depth)
+    check_sizes(width=width, depth=depth, cond_dim=cond_dim)
     kept, dim = self.num_conditioning, self.order.shape[0]
     self.elementwise = transform
     self.periods = None if periods is None else nnx.Variable(as_periods(periods, dim))

@@ -3,8 +3,16 @@
 import math
 
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from normjax.flows._pointwise import Pointwise
+
+
+def finite_exp(x: Float[Array, "..."]) -> Float[Array, "..."]:
+  """Return exp(x), or about the largest number where it is beyond, with a gradient of zero."""
+  # No `minimum`: it multiplies gradients by zero, and where they are infinite that would be NaN.
+  largest = math.log(float(jnp.finfo(x.dtype).max)) * (1 - 1e-6)
+  return jnp.exp(jnp.where(x > largest, largest, x))
 
 
 class Exp(Pointwise):
@@ -24,9 +32,7 @@ class Exp(Pointwise):
 
   def up(self, x):
     """Return exp(x) and x."""
-    # No `minimum` of the result: where that is infinite, the gradient would be NaN.
-    largest = math.log(float(jnp.finfo(x.dtype).max)) * (1 - 1e-6)
-    return jnp.exp(jnp.minimum(x, largest)), x
+    return finite_exp(x), x
 
   def down(self, z):
     """Return log(z), twice."""

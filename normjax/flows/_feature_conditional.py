@@ -132,8 +132,7 @@ class SelfConditional(Coupling):
     param_dtype: DTypeLike = jnp.float32,
     rngs: nnx.Rngs,
   ):
-    if features < 2:
-      raise ValueError(f"features must be at least 2, got {features}")
+    check_sizes(2, features=features)
     check_sizes(cond_features=cond_features, width=width)
     self.features, self.cond_features, self.elementwise = features, cond_features, transform
     kept = features // 2

@@ -14,8 +14,10 @@ import optax
 from flax import nnx
 from jaxtyping import Array, PyTree
 
+from normjax.flows._batch_norm_flow import update_statistics
 from normjax.flows._checks import check_batch, check_sizes
 from normjax.flows._distribution import Distribution
+from normjax.flows._flow import Flow
 
 T = TypeVar("T", bound=nnx.Module)
 
@@ -58,9 +60,11 @@ def fit(
 
   minimize mean_i objective_i,  objective (b,) = -log p(x | cond) in nats,  x (n, ...)
 
-  Only `nnx.Param`s are trained. Every epoch shuffles; examples that do not fill the last batch sit
-  it out. Standardize the data, or start the flow by `init_from_data`, before. A stream `dropout` is
-  reseeded in each step; held-out examples see the flow in evaluation mode, in which it returns.
+  Only `nnx.Param`s are trained. Running statistics (`nnx.BatchStat`) move as an `objective` of
+  one's own leaves them; else `update_statistics` moves those of a flow. Every epoch shuffles;
+  examples that do not fill the last batch sit it out. Standardize the data, or start the flow by
+  `init_from_data`, before. A stream `dropout` is reseeded in each step; held-out examples see the
+  flow in evaluation mode, in which it returns.
 
   Args:
     flow: what to fit, a `flows.Distribution`; it is left as it is. Any `nnx.Module` goes with an
@@ -81,7 +85,7 @@ def fit(
 
   Raises:
     ValueError: if `x` is not floating (without an objective of one's own) or has fewer examples
-      than are needed, `cond` has other ones, or a number is out of range.
+      than are needed, `cond` has more or fewer rows than `x`, or a number is out of range.
     FloatingPointError: if a loss or a parameter becomes infinite or NaN.
 
   Example:
@@ -93,44 +97,44 @@ def fit(
     True
   """
   x, cond = jnp.asarray(x), jax.tree.map(jnp.asarray, cond)
+  likelihood = objective is None
   if objective is None:
     if not isinstance(flow, Distribution):
       raise ValueError(f"flow must be a flows.Distribution without an objective, got {flow!r}")
     check_batch("x", x)
     objective = lambda flow, x, cond, key: -flow.log_prob(x, cond)
-  check_sizes(epochs=epochs, batch_size=batch_size)
-  if patience is not None:
-    check_sizes(patience=patience)
+  check_sizes(epochs=epochs, batch_size=batch_size, patience=patience)
   optimizer = optax.adam(1e-3) if optimizer is None else optimizer
   key, split_key = jax.random.split(key)
   train, held_out = _split(split_key, x, cond, validation_fraction)
 
-  graphdef, params, rest = nnx.split(flow, nnx.Param, ...)
-  params, rest = nnx.to_pure_dict(params), nnx.to_pure_dict(rest)
+  graphdef, *states = nnx.split(flow, nnx.Param, nnx.BatchStat, ...)
+  params, stats, rest = map(nnx.to_pure_dict, states)
 
-  def mean_loss(params, rest, batch, key, weight=None):
-    model = nnx.merge(graphdef, params, rest)
-    if weight is None:
-      model.train()
-      key, dropout_key = jax.random.split(key)
-      nnx.reseed(model, dropout=dropout_key, policy="match_shape")
-    else:
-      model.eval()
-    return jnp.average(objective(model, *batch, key), weights=weight)
+  def train_loss(params, stats, rest, batch, key):
+    model = nnx.merge(graphdef, params, stats, rest)
+    model.train()
+    key, dropout_key = jax.random.split(key)
+    nnx.reseed(model, dropout=dropout_key, policy="match_shape")
+    if likelihood and stats and isinstance(model, Flow):
+      nnx.update(model, nnx.state(update_statistics(model, *batch), nnx.BatchStat))
+    loss = jnp.mean(objective(model, *batch, key))
+    return loss, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
 
-  def epoch(params, opt, rest, train, held_out, key):
+  def epoch(params, opt, stats, rest, train, held_out, key):
     def step(carry, rows_and_key):
-      params, opt = carry
+      params, opt, stats = carry
       rows, key = rows_and_key
       batch = jax.tree.map(lambda a: a[rows], train)
-      loss, gradient = jax.value_and_grad(mean_loss)(params, rest, batch, key)
+      gradient_of = jax.value_and_grad(train_loss, has_aux=True)
+      (loss, stats), gradient = gradient_of(params, stats, rest, batch, key)
       updates, opt = optimizer.update(gradient, opt, params)
-      return (optax.apply_updates(params, updates), opt), loss
+      return (optax.apply_updates(params, updates), opt, stats), loss
 
     order_key, step_key, validation_key = jax.random.split(key, 3)
     rows = _batches(jax.random.permutation(order_key, len(train[0])), batch_size)
     keys = jax.random.split(step_key, len(rows))
-    (params, opt), losses = jax.lax.scan(step, (params, opt), (rows, keys))
+    (params, opt, stats), losses = jax.lax.scan(step, (params, opt, stats), (rows, keys))
     score = None
     if held_out is not None:
       # The last batch repeats rows, which weigh nothing: one shape, and every example counts.
@@ -142,31 +146,33 @@ def fit(
       def validate(total, rows_weight_key):
         rows, weight, key = rows_weight_key
         batch = jax.tree.map(lambda a: a[rows], held_out)
-        loss = mean_loss(params, rest, batch, key, weight)
+        model = nnx.merge(graphdef, params, stats, rest)
+        model.eval()
+        loss = jnp.average(objective(model, *batch, key), weights=weight)
         return total + loss * jnp.sum(weight), None
 
       keys = jax.random.split(validation_key, count)
       zero = jnp.zeros((), losses.dtype)
       score = jax.lax.scan(validate, zero, (rows, weights, keys))[0] / len(held_out[0])
-    return params, opt, (losses, score, optax.tree.norm(params))
+    return params, opt, stats, (losses, score, optax.tree.norm(params))
 
   run = jax.jit(epoch)
   opt = optimizer.init(params)
-  best, best_score, best_epoch, train_losses, scores = params, np.inf, 0, [], []
+  best, best_score, best_epoch, train_losses, scores = (params, stats), np.inf, 0, [], []
   for i in range(epochs):
     key, epoch_key = jax.random.split(key)
-    params, opt, outcome = run(params, opt, rest, train, held_out, epoch_key)
+    params, opt, stats, outcome = run(params, opt, stats, rest, train, held_out, epoch_key)
     losses, score, norm = jax.device_get(outcome)
     _check_finite(i, losses, score, norm)
     train_losses.append(losses.mean())
     scores += [] if score is None else [score]
     if score is None or score < best_score:
-      best, best_score, best_epoch = params, score, i
+      best, best_score, best_epoch = (params, stats), score, i
     if callback is not None:
       callback(i, float(train_losses[-1]), None if score is None else float(score))
     if score is not None and patience is not None and i - best_epoch >= patience:
       break
-  fitted = nnx.merge(graphdef, best, rest)
+  fitted = nnx.merge(graphdef, *best, rest)
   fitted.eval()
   return FitResult(fitted, np.array(train_losses), np.array(scores), best_epoch)
 

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from normjax.flows._checks import check_features
+from normjax.flows._checks import check_features, check_sizes
 from normjax.flows._coupling import Coupling
+from normjax.flows._exp import finite_exp
 from normjax.flows._glow_network import GlowNetwork
 from normjax.flows._widened import widened
 
@@ -32,8 +33,7 @@ class _ChannelCoupling(Coupling):
   ):
     if features < 2 or features % 2:
       raise ValueError(f"features must be even and at least 2, got {features}")
-    if width < 1:
-      raise ValueError(f"width must be at least 1, got {width}")
+    check_sizes(width=width)
     self.features = features
     self.network = GlowNetwork(
       features // 2,
@@ -113,7 +113,7 @@ class GlowCoupling(_ChannelCoupling):
     shift, raw = theta[..., 0::2], theta[..., 1::2] + 2
     log_det = -jnp.sum(jax.nn.log_sigmoid(raw), axis=(1, 2, 3))
     # 1 / sigmoid(raw) as 1 + exp(-raw), which is exact where sigmoid underflows.
-    return (y2 * (1 + jnp.exp(-raw)) - shift).astype(y2.dtype), log_det
+    return (y2 * (1 + finite_exp(-raw)) - shift).astype(y2.dtype), log_det
 
 
 class AdditiveGlowCoupling(_ChannelCoupling):

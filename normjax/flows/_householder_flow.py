@@ -10,7 +10,7 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float
 
-from normjax.flows._checks import check_batch, check_sizes
+from normjax.flows._checks import check_sizes, check_vectors
 from normjax.flows._conditional_parameters import ParametricFlow
 from normjax.flows._reversible import log_det_zeros
 from normjax.flows._safe_length import direction_and_length
@@ -122,7 +122,7 @@ class HouseholderFlow(ParametricFlow):
 
 
 def _reflected(name, x, vectors, reverse):
-  check_batch(name, x, x.shape[1:2])
+  check_vectors(name, x)
   batch, features = x.shape
   fits = vectors.ndim in (2, 3) and vectors.shape[:-2] in ((), (batch,))
   if not fits or vectors.shape[-1] != features:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from normjax.flows._checks import check_sizes
 from normjax.flows._linear import Linear, check_size, householder_product, matmul, right_solve
 
 
@@ -192,7 +193,6 @@ class SVDLinear(Linear):
 
 
 def _vectors(features, num_reflections, param_dtype, rngs):
+  check_sizes(num_reflections=num_reflections)
   count = features if num_reflections is None else num_reflections
-  if count < 1:
-    raise ValueError(f"num_reflections must be at least 1 or None, got {num_reflections}")
   return nnx.Param(nnx.initializers.normal(1.0)(rngs.params(), (count, features), param_dtype))

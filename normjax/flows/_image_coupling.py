@@ -125,9 +125,7 @@ class ImageCoupling(OrderedCoupling):
     if len(self.shape) != 3:
       raise ValueError(f"mask must have shape (height, width, channels), got {self.shape}")
     self._set_order(*mask_to_order(mask))
-    check_sizes(width=width, depth=depth)
-    if cond_dim is not None:
-      check_sizes(cond_dim=cond_dim)
+    check_sizes(width=width, depth=depth, cond_dim=cond_dim)
     self.elementwise, self.cond_dim = transform, cond_dim
     self.network = ConvNetwork(
       2 * self.shape[-1] + (cond_dim or 0), self.shape[-1] * transform.num_parameters, width=width,

@@ -3,8 +3,7 @@
 from flax import nnx
 from jaxtyping import Array, Float, PyTree
 
-from normjax.flows._act_norm import ActNorm
-from normjax.flows._elementwise import Elementwise
+from normjax.flows._bijector import Bijector
 from normjax.flows._flow import T, copied, visit_from_data
 
 
@@ -49,6 +48,6 @@ def init_from_data(flow: T, x: Float[Array, "b *event"], cond: PyTree | None = N
   new = copied(flow)
   visit_from_data(new, x, cond)
   for _, module in nnx.iter_modules(new):
-    if isinstance(module, (ActNorm, Elementwise)):
+    if isinstance(module, Bijector):
       module.check_initialized()
   return new

@@ -18,7 +18,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from normjax.flows._checks import check_batch
+from normjax.flows._checks import check_vectors
+from normjax.flows._widened import widened
 
 JACOBIAN_PLACES = ("data", "reconstruction")
 ESTIMATORS = ("encoder", "decoder")
@@ -109,7 +110,7 @@ def volume_surrogate(
     raise ValueError(f"jacobian_at must be one of {JACOBIAN_PLACES}, got {jacobian_at!r}")
   if estimator not in ESTIMATORS:
     raise ValueError(f"estimator must be one of {ESTIMATORS}, got {estimator!r}")
-  _check_data(x)
+  check_vectors("x", x)
   if probes.ndim != 3 or probes.shape[0] != x.shape[0]:
     raise ValueError(f"probes must have shape ({x.shape[0]}, d, K), got {probes.shape}")
   if probes.shape[1] > x.shape[1]:
@@ -129,8 +130,8 @@ def volume_surrogate(
     sign, pushed = 1, jax.lax.stop_gradient(pushed)
   else:
     sign, pulled = -1, jax.lax.stop_gradient(pulled)
-  products = pulled.astype(_wide(x)) * pushed.astype(_wide(x))
-  return sign * jnp.mean(jnp.sum(products, axis=2), axis=0), z, x_rec
+  products = jnp.sum(widened(pulled) * widened(pushed), axis=2)
+  return sign * jnp.mean(products, axis=0), z, x_rec
 
 
 def injective_loss(
@@ -186,7 +187,7 @@ def injective_loss(
   surrogate, z, x_rec = volume_surrogate(
     encode, decode, x, probes, jacobian_at=jacobian_at, estimator=estimator
   )
-  squared_error = jnp.sum((x.astype(_wide(x)) - x_rec.astype(_wide(x))) ** 2, axis=1)
+  squared_error = jnp.sum((widened(x) - widened(x_rec)) ** 2, axis=1)
   loss = beta * squared_error - nll_weight * (_log_normal(z) + surrogate)
   parts = {
     "z": z, "reconstruction": x_rec, "squared_error": squared_error, "surrogate": surrogate
@@ -221,7 +222,7 @@ def encoder_log_volume(
     >>> flows.encoder_log_volume(lambda x: x[:, :2], jnp.ones((1, 3)))
     Array([0.], dtype=float32)
   """
-  _check_data(x)
+  check_vectors("x", x)
   z, vjp = jax.vjp(encode, x)
   if z.ndim != 2 or z.shape[0] != x.shape[0] or z.shape[1] > x.shape[1]:
     raise ValueError(f"encode must map {x.shape} to (b, d) with d <= D, got {z.shape}")
@@ -257,9 +258,7 @@ def decoder_log_volume(
     >>> round(float(volume[0]), 4)  # log of the length sqrt(2)
     0.3466
   """
-  check_batch("z", z)
-  if z.ndim != 2:
-    raise ValueError(f"z must have shape (b, d), got {z.shape}")
+  check_vectors("z", z)
   push = lambda v: jax.jvp(decode, (z,), (v,))
   x, columns = jax.vmap(push, out_axes=(None, 0))(_units(z))  # (d, b, D)
   if x.ndim != 2 or x.shape[0] != z.shape[0] or x.shape[1] < z.shape[1]:
@@ -300,13 +299,9 @@ def injective_log_prob(
     >>> round(float(log_prob[0]), 4)  # N(0, 4) at 0
     -1.6121
   """
-  _check_data(x)
+  check_vectors("x", x)
   z = encode(x)
   return _log_normal(z) - decoder_log_volume(decode, z)
-
-
-def _wide(x):
-  return jnp.promote_types(x.dtype, jnp.float32)
 
 
 def _units(z) -> Float[Array, "d b d"]:
@@ -317,18 +312,12 @@ def _units(z) -> Float[Array, "d b d"]:
 
 def _log_volume(columns: Float[Array, "b D d"]) -> Float[Array, "b"]:
   # The Gram matrix would square the condition number; R of QR has the same determinant.
-  triangle = jnp.linalg.qr(columns.astype(_wide(columns)), mode="r")
+  triangle = jnp.linalg.qr(widened(columns), mode="r")
   return jnp.sum(jnp.log(jnp.abs(jnp.diagonal(triangle, axis1=1, axis2=2))), axis=1)
 
 
 def _log_normal(z) -> Float[Array, "b"]:
-  return jnp.sum(jax.scipy.stats.norm.logpdf(z.astype(_wide(z))), axis=1)
-
-
-def _check_data(x) -> None:
-  check_batch("x", x)
-  if x.ndim != 2:
-    raise ValueError(f"x must have shape (b, D), got {x.shape}")
+  return jnp.sum(jax.scipy.stats.norm.logpdf(widened(z)), axis=1)
 
 
 def _check_output(name: str, output, shape: tuple[int, ...]) -> None:

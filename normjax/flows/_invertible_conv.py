@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from normjax.flows._bijector import Bijector
+from normjax.flows._checks import check_batch
 from normjax.flows._reversible import log_det_zeros
 from normjax.flows._widened import widened
 
@@ -92,8 +93,7 @@ class InvertibleConv(Bijector):
         f"{name} must have shape (b, h, w, {self.features}) with b >= 1 and h, w >= {side}, "
         f"got {x.shape}"
       )
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-      raise ValueError(f"{name} must be floating, got {x.dtype}: use flows.dequantize")
+    check_batch(name, x)
     return widened(x)
 
 

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int
 
 from normjax.blocks import EncoderBlock, Repeat, dot_general, softmax_attention
 from normjax.flows._bijector import Bijector
-from normjax.flows._checks import as_labels, check_batch, check_sizes
+from normjax.flows._checks import as_labels, check_above_zero, check_batch, check_sizes
 from normjax.flows._coupling import Coupling
 from normjax.flows._jet_permutations import coupling_permutations
 from normjax.flows._patches import check_patches, from_patches, to_patches
@@ -199,14 +199,12 @@ class Jet(Bijector):
   ):
     self.shape, self.patch_size = check_patches(shape, patch_size), patch_size
     check_sizes(depth=depth, block_depth=block_depth, emb_dim=emb_dim)
+    check_sizes(cond_dim=cond_dim, num_classes=num_classes)
     if num_heads < 1 or emb_dim % num_heads:
       raise ValueError(f"num_heads must divide emb_dim {emb_dim}, got {num_heads}")
-    if scale_factor <= 0:
-      raise ValueError(f"scale_factor must be positive, got {scale_factor}")
+    check_above_zero(scale_factor=scale_factor)
     if cond_dim is not None and num_classes is not None:
       raise ValueError("give cond_dim (a context) or num_classes (labels), not both")
-    if num_classes is not None:
-      check_sizes(num_classes=num_classes)
     self.depth, self.scale_factor = depth, scale_factor
     self.num_classes = self.null_label = num_classes
     self.cond_dim = emb_dim if num_classes is not None else cond_dim
@@ -266,7 +264,7 @@ class Jet(Bijector):
   def _context(self, cond, batch):
     if self.class_embedding is not None:
       null = self.class_embedding.num_embeddings - 1
-      return self.class_embedding(as_labels(cond, batch, null))[:, None]  # (b, 1, emb)
+      return self.class_embedding(as_labels(cond, batch, null, null))[:, None]  # (b, 1, emb)
     if self.cond_dim is None:
       if cond is not None:
         raise ValueError("cond was given to a Jet without cond_dim or num_classes")

@@ -81,6 +81,8 @@ def jet_from_big_vision(
     else:
       ours[_rename(path, _NETWORK, name)] = value
   for path, by_number in blocks.items():
+    if sorted(by_number) != list(range(len(by_number))):
+      raise ValueError(f"params must number the blocks 0, 1, ..., got {sorted(by_number)}")
     ours[f"blocks/blocks/{path}"] = np.stack([by_number[i] for i in range(len(by_number))], axis=1)
   _require(ours, ("posemb", "blocks/blocks/attention/query/bias", "init_proj/kernel"))
   _require(masks, ("channel", "spatial"))

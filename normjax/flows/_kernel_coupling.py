@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from normjax.flows._checks import check_cond, check_sizes
+from normjax.flows._checks import check_above_zero, check_cond, check_sizes
 from normjax.flows._kernels import check_scale, matern12, matern32, matern52, squared_exponential
 from normjax.flows._ordered_coupling import OrderedCoupling
 from normjax.flows._widened import widened
@@ -85,16 +85,12 @@ class KernelCoupling(OrderedCoupling):
     rngs: nnx.Rngs,
   ):
     self._set_order(order, num_conditioning)
-    check_sizes(num_points=num_points)
+    check_sizes(num_points=num_points, cond_dim=cond_dim)
     if kernel not in KERNELS:
       raise ValueError(f"kernel must be one of {sorted(KERNELS)}, got {kernel!r}")
-    if cond_dim is not None and cond_dim < 1:
-      raise ValueError(f"cond_dim must be at least 1 or None, got {cond_dim}")
-    if bound is not None and not bound > 0:
-      raise ValueError(f"bound must be above 0 or None, got {bound}")
+    if bound is not None:
+      check_above_zero(bound=bound)
     self.kernel, self.cond_dim, self.bound = kernel, cond_dim, bound
-    # `update_statistics` visits the layers as `init_from_data` does, and clears this.
-    self.starts_from_data = True
     outputs = self.order.shape[0] - num_conditioning
     inputs = num_conditioning + (cond_dim or 0)
     points = jax.random.normal(rngs.params(), (num_points, inputs), param_dtype)

@@ -12,6 +12,8 @@ from jaxtyping import Array, ArrayLike, Float
 
 from normjax.flows._checks import is_concrete
 
+_FAR = 1e3
+
 
 def squared_exponential(
   x: Float[Array, "b d"],
@@ -30,10 +32,10 @@ def squared_exponential(
     outputscale: a scalar above 0, the value at distance 0.
 
   Returns:
-    k (b, n).
+    k (b, n), float32 or wider.
 
   Raises:
-    ValueError: if shapes do not fit or a scale is not above 0.
+    ValueError: if shapes do not fit or a scale is not above 0 and finite.
 
   Example:
     >>> import jax.numpy as jnp
@@ -64,10 +66,10 @@ def matern12(
     outputscale: a scalar above 0, the value at distance 0.
 
   Returns:
-    k (b, n).
+    k (b, n), float32 or wider.
 
   Raises:
-    ValueError: if shapes do not fit or a scale is not above 0.
+    ValueError: if shapes do not fit or a scale is not above 0 and finite.
 
   Example:
     >>> import jax.numpy as jnp
@@ -98,10 +100,10 @@ def matern32(
     outputscale: a scalar above 0, the value at distance 0.
 
   Returns:
-    k (b, n).
+    k (b, n), float32 or wider.
 
   Raises:
-    ValueError: if shapes do not fit or a scale is not above 0.
+    ValueError: if shapes do not fit or a scale is not above 0 and finite.
 
   Example:
     >>> import jax.numpy as jnp
@@ -133,10 +135,10 @@ def matern52(
     outputscale: a scalar above 0, the value at distance 0.
 
   Returns:
-    k (b, n).
+    k (b, n), float32 or wider.
 
   Raises:
-    ValueError: if shapes do not fit or a scale is not above 0.
+    ValueError: if shapes do not fit or a scale is not above 0 and finite.
 
   Example:
     >>> import jax.numpy as jnp
@@ -154,11 +156,12 @@ def _square_distance(x, y, lengthscale, outputscale) -> tuple[Array, Array]:
   """Return q (b, n), and the output scale in its dtype."""
   if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
     raise ValueError(f"x and y must have shapes (b, d) and (n, d), got {x.shape} and {y.shape}")
-  dtype = jnp.result_type(x, y)
+  dtype = jnp.promote_types(jnp.result_type(x, y), jnp.float32)
   lengthscale = check_scale("lengthscale", lengthscale, ((), x.shape[1:]), dtype)
   outputscale = check_scale("outputscale", outputscale, ((),), dtype)
-  offsets = x[:, None, :] - y[None, :, :]  # (b, n, d)
-  return jnp.sum((offsets / lengthscale.reshape(1, 1, -1)) ** 2, axis=-1), outputscale
+  offsets = (x[:, None, :] - y[None, :, :]) / lengthscale.reshape(1, 1, -1)  # (b, n, d)
+  # Beyond, every kernel is zero to the last digit, and squares must not overflow.
+  return jnp.sum(jnp.clip(offsets, -_FAR, _FAR) ** 2, axis=-1), outputscale
 
 
 def _distance(x, y, lengthscale, outputscale) -> tuple[Array, Array, Array]:
@@ -170,10 +173,10 @@ def _distance(x, y, lengthscale, outputscale) -> tuple[Array, Array, Array]:
 
 
 def check_scale(name: str, value, shapes: tuple[tuple[int, ...], ...], dtype) -> Array:
-  """Return `value` as an array of one of these shapes, above 0 (if it can be looked at)."""
+  """Return `value` as an array of one of these shapes, in (0, inf) (if it can be looked at)."""
   value = jnp.asarray(value, dtype)
   if value.shape not in shapes:
     raise ValueError(f"{name} must have a shape in {list(shapes)}, got {value.shape}")
-  if is_concrete(value) and not np.all(np.asarray(value) > 0):
-    raise ValueError(f"{name} must be above 0, got {value}")
+  if is_concrete(value) and not np.all((np.asarray(value) > 0) & np.isfinite(value)):
+    raise ValueError(f"{name} must be above 0 and finite, got {value}")
   return value

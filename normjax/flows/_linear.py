@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 from normjax.flows._bijector import Bijector
 from normjax.flows._checks import check_features
 from normjax.flows._reversible import log_det_zeros
+from normjax.flows._safe_length import direction_and_length
 from normjax.flows._widened import widened
 
 
@@ -108,13 +109,13 @@ def right_solve(
 
 
 def householder_product(vectors: Float[Array, "k c"]) -> Float[Array, "c c"]:
-  """Return the orthogonal prod_i (I - 2 v_i v_i^T / |v_i|^2), the first factor leftmost."""
+  """Return the orthogonal prod_i (I - 2 v_i v_i^T / |v_i|^2), the first factor leftmost.
 
-  def reflect(q, v):
-    # Scale does not matter, so squares may not underflow; and a zero vector reflects nothing.
-    largest = lax.stop_gradient(jnp.max(jnp.abs(v)))
-    v = v / jnp.where(largest > 0, largest, 1)
-    square = jnp.sum(v**2)
-    return q - (2 / jnp.where(square > 0, square, 1)) * matmul(q, v[:, None]) * v[None], None
+  A zero vector reflects nothing.
+  """
 
-  return lax.scan(reflect, jnp.eye(vectors.shape[1], dtype=vectors.dtype), vectors)[0]
+  def reflect(q, normal):
+    return q - 2 * matmul(q, normal[:, None]) * normal[None], None
+
+  start = jnp.eye(vectors.shape[1], dtype=vectors.dtype)
+  return lax.scan(reflect, start, direction_and_length(vectors)[0])[0]

@@ -48,8 +48,8 @@ def linear_spline(
     a box without tails both are NaN under tracing.
 
   Raises:
-    ValueError: if shapes disagree, the minimum does not fit K bins, the box is empty, or x leaves a
-      box without tails.
+    ValueError: if x is not floating, shapes disagree, the minimum does not fit K bins, the box is
+      empty, or x leaves a box without tails.
 
   Reference:
     Müller, McWilliams, Rousselle, Gross, Novák, "Neural importance sampling", 2018,

@@ -111,7 +111,7 @@ class MADE(nnx.Module):
     param_dtype=jnp.float32,
     rngs: nnx.Rngs,
   ):
-    check_sizes(dim=dim, num_outputs=num_outputs, width=width, depth=depth)
+    check_sizes(dim=dim, num_outputs=num_outputs, width=width, depth=depth, cond_dim=cond_dim)
     self.dim, self.num_outputs, self.residual, self.cond_dim = dim, num_outputs, residual, cond_dim
     graph = np.tri(dim, k=-1, dtype=bool) if adjacency is None else np.asarray(adjacency)
     if graph.shape != (dim, dim) or graph.dtype != bool:

@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PyTree
 
 from normjax.flows._bijector import Bijector
-from normjax.flows._checks import as_labels, check_batch, check_shape
+from normjax.flows._checks import as_labels, check_batch, check_shape, check_sizes
 from normjax.flows._glow_network import LOG_SCALE_FACTOR, ZeroConv
 from normjax.flows._reshape import Squeeze
 from normjax.flows._widened import widened
@@ -50,7 +50,7 @@ class TopPrior(nnx.Module):
   def __call__(self, batch, dtype, cond):
     h = self.bias[...].astype(dtype)[None]  # (1, 2 c)
     if self.label_bias is not None:
-      label = as_labels(cond, batch, self.num_classes)
+      label = as_labels(cond, batch, self.num_classes, self.num_classes)
       h = h + self.label_bias[...].astype(dtype)[label]
     h = h * jnp.exp(LOG_SCALE_FACTOR * self.logs[...].astype(dtype))[None]
     return jnp.split(h[:, None, None, :], 2, axis=-1)
@@ -107,9 +107,7 @@ class MultiScale(Bijector):
     rngs: nnx.Rngs,
   ):
     self.shape = check_shape(shape)
-    for name, value in (("num_levels", num_levels), ("num_classes", num_classes)):
-      if value is not None and value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
+    check_sizes(num_levels=num_levels, num_classes=num_classes)
     step = 2**num_levels
     if len(self.shape) != 3 or self.shape[0] % step or self.shape[1] % step:
       raise ValueError(

@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from normjax.flows._above_minus_one import slope_to_origin
-from normjax.flows._checks import check_batch, check_sizes
+from normjax.flows._checks import check_sizes, check_vectors
 from normjax.flows._conditional_parameters import ParametricFlow
 from normjax.flows._invert_monotone import invert_monotone
 from normjax.flows._safe_length import direction_and_length
@@ -126,7 +126,7 @@ class PlanarFlow(ParametricFlow):
 
 def _parameters(name, x, w, u, bias):
   """Return the widened input, `w`, `bias`, the direction v and m(w.u)."""
-  check_batch(name, x, x.shape[1:2])
+  check_vectors(name, x)
   for label, value in (("w", w), ("u", u)):
     if value.shape not in (x.shape, x.shape[1:]):
       raise ValueError(f"{label} must have shape {x.shape[1:]} or {x.shape}, got {value.shape}")

@@ -11,7 +11,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from normjax.flows._above_minus_one import above_minus_one
-from normjax.flows._checks import check_batch
+from normjax.flows._checks import check_vectors
 from normjax.flows._conditional_parameters import ParametricFlow
 from normjax.flows._safe_length import safe_length
 from normjax.flows._widened import widened
@@ -135,7 +135,7 @@ class RadialFlow(ParametricFlow):
 
 def _parameters(name, x, center, raw_alpha, raw_beta):
   """Return the offset from the center, the center, alpha and beta / alpha."""
-  check_batch(name, x, x.shape[1:2])
+  check_vectors(name, x)
   if center.shape not in (x.shape, x.shape[1:]):
     raise ValueError(f"center must have shape {x.shape[1:]} or {x.shape}, got {center.shape}")
   for label, value in (("raw_alpha", raw_alpha), ("raw_beta", raw_beta)):

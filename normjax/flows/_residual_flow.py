@@ -73,7 +73,7 @@ class ResidualFlow(Estimating):
     param_dtype=jnp.float32,
     rngs: nnx.Rngs,
   ):
-    check_sizes(dim=dim, width=width, num_terms=num_terms)
+    check_sizes(dim=dim, width=width, num_terms=num_terms, cond_dim=cond_dim)
     check_sizes(0, depth=depth)
     if not 0 < lipschitz < 1:
       raise ValueError(f"lipschitz must be in (0, 1), got {lipschitz}")

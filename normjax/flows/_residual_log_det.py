@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from normjax.flows._checks import check_batch, check_sizes
+from normjax.flows._checks import check_sizes, check_vectors
 from normjax.flows._widened import widened
 
 
@@ -168,9 +168,7 @@ def _series(residual, x, probes, num_terms, weight):
 
 def _checked(residual, x):
   """Return x in float32 or wider; raise unless g maps (b, d) to (b, d)."""
-  check_batch("x", x)
-  if x.ndim != 2:
-    raise ValueError(f"x must have shape (b, d), got {x.shape}")
+  check_vectors("x", x)
   x = widened(x)
   result = jax.eval_shape(residual, x)
   if getattr(result, "shape", None) != x.shape:

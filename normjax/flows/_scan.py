@@ -11,9 +11,6 @@ from normjax.flows._reversible import Stack, reversible_forward, scan_forward, s
 
 MEMORY_MODES = ("store", "remat", "reversible")
 
-# What may start from data: parameters and running statistics.
-_STARTED = nnx.Any(nnx.Param, nnx.BatchStat)
-
 
 class Scan(Bijector):
   """Applies `length` bijectors of one structure in order.
@@ -119,10 +116,10 @@ class Scan(Bijector):
     def body(x, layer):
       module = stack.merge(*layer)
       y = getattr(module, method)(x, cond)
-      return y, nnx.to_pure_dict(nnx.state(module, _STARTED))
+      return y, nnx.to_pure_dict(nnx.state(module))
 
-    y, params = jax.lax.scan(body, x, (stack.params, stack.rest), reverse=reverse)
-    state = nnx.state(self.layers, _STARTED)
-    nnx.replace_by_pure_dict(state, params)
+    y, started = jax.lax.scan(body, x, (stack.params, stack.rest), reverse=reverse)
+    state = nnx.state(self.layers)
+    nnx.replace_by_pure_dict(state, started)
     nnx.update(self.layers, state)
     return y

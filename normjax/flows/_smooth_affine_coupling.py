@@ -96,7 +96,7 @@ class SmoothAffineCoupling(OrderedCoupling):
     rngs: nnx.Rngs,
   ):
     self._set_order(order, num_conditioning)
-    check_sizes(width=width, depth=depth)
+    check_sizes(width=width, depth=depth, cond_dim=cond_dim)
     if shift_activation not in ACTIVATIONS:
       raise ValueError(f"shift_activation must be one of {ACTIVATIONS}, got {shift_activation!r}")
     self.cond_dim, kept = cond_dim, self.num_conditioning

@@ -11,6 +11,8 @@ from jaxtyping import Array, Float
 from normjax.flows._checks import is_concrete
 from normjax.flows._widened import widened
 
+_MAX_RAW = 1e4
+
 
 class Box(NamedTuple):
   """The rectangle from (left, bottom) to (right, top) that a spline crosses."""
@@ -42,6 +44,8 @@ def in_box(
   box if it is `closed`, which matters to second derivatives. `evaluate` sees
   points of the box only, so that all gradients are finite.
   """
+  if not jnp.issubdtype(value.dtype, jnp.floating):
+    raise ValueError(f"{name} must be floating, got {value.dtype}")
   low, high, start, end = box if name == "x" else (*box[2:], *box[:2])
   wide = widened(value)
   inside = (wide > low) & (wide < high)
@@ -68,6 +72,9 @@ def bin_edges(
 
 def bin_shares(raw: Float[Array, "..."], minimum: float, axis: int = -1) -> Float[Array, "..."]:
   """Return the shares of the box that the bins on `axis` have, at least `minimum` each."""
+  # Where raw is a product, compilers subtract the largest from it before it is rounded: beyond some
+  # 1e9 what is left of the largest may be any number, and its exponential infinite.
+  raw = jnp.clip(raw, -_MAX_RAW, _MAX_RAW)
   return minimum + (1 - minimum * raw.shape[axis]) * jax.nn.softmax(raw, axis=axis)
 
 

@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from normjax.flows._bijector import Bijector
-from normjax.flows._checks import check_batch
+from normjax.flows._checks import check_batch, check_vectors
 from normjax.flows._conditional_parameters import ConditionalParameters
 from normjax.flows._invert_monotone import invert_monotone
 from normjax.flows._linear import householder_product, matmul
@@ -200,7 +200,7 @@ def _triangle(raw):
 
 
 def _parameters(name, x, q, r, r_tilde, bias):
-  check_batch(name, x, x.shape[1:2])
+  check_vectors(name, x)
   d, m = x.shape[1], r.shape[0]
   if q.shape != (d, m):
     raise ValueError(f"q must have shape {(d, m)}, got {q.shape}")

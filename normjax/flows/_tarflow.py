@@ -18,7 +18,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from normjax.flows._bijector import Bijector
-from normjax.flows._checks import as_labels, check_batch, check_sizes, is_concrete
+from normjax.flows._checks import as_labels, check_batch, check_sizes
 from normjax.flows._patches import check_patches, from_patches, to_patches
 from normjax.flows._scan import Scan
 from normjax.flows._tarflow_block import AutoregressiveBlock
@@ -93,11 +93,9 @@ class TarFlow(Bijector):
     rngs: nnx.Rngs,
   ):
     self.shape, self.patch_size = check_patches(shape, patch_size), patch_size
-    check_sizes(depth=depth, block_depth=block_depth, emb_dim=emb_dim)
+    check_sizes(depth=depth, block_depth=block_depth, emb_dim=emb_dim, num_classes=num_classes)
     if head_dim < 1 or emb_dim % head_dim:
       raise ValueError(f"head_dim must divide emb_dim {emb_dim}, got {head_dim}")
-    if num_classes is not None:
-      check_sizes(num_classes=num_classes)
     if memory == "reversible":
       raise ValueError(
         "memory='reversible' rebuilds a block's input by its inverse, which here takes a step for "
@@ -192,13 +190,7 @@ class TarFlow(Bijector):
       if cond is not None:
         raise ValueError("cond must be None for a TarFlow without num_classes")
       return None
-    label = as_labels(cond, batch, self.null_label)
-    # Through numpy: under jit even operations on known labels would be traced.
-    if is_concrete(label) and not np.all(np.isin(np.asarray(label), range(-1, self.num_classes))):
-      raise ValueError(
-        f"cond must be labels 0 to {self.num_classes - 1}, or -1 for none, got {np.asarray(label)}"
-      )
-    return label
+    return as_labels(cond, batch, self.num_classes, self.null_label)
 
 
 def _are_finite(x):

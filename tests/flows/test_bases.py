@@ -428,6 +428,8 @@ def test_bad_arguments_are_refused():
     if name == "ClassConditionalNormal":
       with pytest.raises(ValueError, match="cond must be integer labels"):
         base.log_prob(jnp.zeros((2, 2)), jnp.zeros(2))
+      with pytest.raises(ValueError, match="cond must be labels 0 to 2, or 3 for none, got"):
+        base.sample(key, 2, jnp.array([0, 4]))
     if name in ("ConditionalDiagonalNormal", "GaussianMixture/network"):
       match = r"network must return shape \(2, (4|15)\) for 2 conditions"
       with pytest.raises(ValueError, match=match):

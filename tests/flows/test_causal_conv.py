@@ -178,6 +178,7 @@ def test_narrow_images_are_solved_in_float32():
     ({"x": (1, 3, 3, 1)}, r"must have shape \(b, h, w, 2\), none of it zero, got \(1, 3, 3, 1\)"),
     ({"x": (1, 0, 3, 2)}, r"must have shape"),
     ({"x": (3, 3, 2)}, r"must have shape"),
+    ({"dtype": int}, "must be floating"),
     ({"corner": "left"}, r"corner must be one of .*top_left.*, got 'left'"),
     ({"dilation": 0}, r"dilation must be an int of at least 1, got 0"),
     ({"dilation": 1.0}, r"dilation must be an int of at least 1, got 1.0"),
@@ -185,10 +186,11 @@ def test_narrow_images_are_solved_in_float32():
 )
 @pytest.mark.parametrize("function", [flows.causal_conv, flows.causal_conv_inverse])
 def test_wrong_input_is_refused(function, change, message):
-  given = {"x": (1, 3, 3, 2), "kernel": (2, 2, 2, 2), "corner": "top_left", "dilation": 1} | change
+  given = {"x": (1, 3, 3, 2), "kernel": (2, 2, 2, 2), "corner": "top_left", "dilation": 1}
+  given |= {"dtype": float} | change
   with pytest.raises(ValueError, match=message):
     function(
-      jnp.ones(given["x"]),
+      jnp.ones(given["x"], given["dtype"]),
       jnp.ones(given["kernel"]),
       corner=given["corner"],
       dilation=given["dilation"],

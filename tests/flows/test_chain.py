@@ -48,3 +48,5 @@ def test_bad_arguments_are_refused():
     flows.Chain([bijector, _affine(0.0, 2.0), bijector])
   with pytest.raises(ValueError, match="bijector must be a Bijector"):
     flows.Inverted([bijector])
+  with pytest.raises(ValueError, match="network must be callable, got None"):
+    flows.Conditioned(bijector, None)

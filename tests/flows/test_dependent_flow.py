@@ -73,7 +73,7 @@ def test_correlations_are_recovered():
     ({"rho": 0.0}, "rho must be between 0 and 1, a scalar or"),
     ({"rho": [0.5, 1.0]}, "rho must be between 0 and 1"),
     ({"rho": [[0.5]]}, "rho must be between 0 and 1"),
-    ({"speed": 0.0}, "speed must be above 0, got 0.0"),
+    ({"speed": 0.0}, "speed must be above 0 and finite, got 0.0"),
   ],
 )
 def test_wrong_numbers(options, message):

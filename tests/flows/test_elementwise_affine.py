@@ -43,6 +43,11 @@ def test_scales_without_an_inverse_are_refused(scale):
     flows.ElementwiseAffine(0.0, scale)
 
 
+def test_a_location_that_is_not_finite_is_refused():
+  with pytest.raises(ValueError, match="loc must be finite, got nan"):
+    flows.ElementwiseAffine(float("nan"), 1.0)
+
+
 def test_shapes_that_would_be_broadcast_are_refused():
   with pytest.raises(ValueError, match="of one shape"):
     flows.ElementwiseAffine([1.0, 2.0], [[1.0, 2.0]])

@@ -118,6 +118,25 @@ def test_dropout_draws_anew_in_each_step_and_is_off_for_held_out_examples():
   assert result.flow.dropout.deterministic
 
 
+def test_running_statistics_move_with_every_batch():
+  x = _table(40)
+  flow = flows.Flow(flows.BatchNormFlow(2, decay=0.5), flows.StandardNormal((2,)))
+  options = dict(key=KEY, optimizer=optax.sgd(0.0), epochs=3, validation_fraction=0.0)
+  layer = flows.fit(flow, x, **options).flow.bijector
+  # Whole batches: three steps from 0 and 1 towards their moments.
+  np.testing.assert_allclose(layer.mean[...], 7 / 8 * x.mean(0), rtol=1e-5)
+  np.testing.assert_allclose(layer.var[...], 1 / 8 + 7 / 8 * x.var(0), rtol=1e-5)
+  np.testing.assert_array_equal(flow.bijector.mean[...], 0)
+
+  class Normed(nnx.Module):
+    def __init__(self):
+      self.norm = nnx.BatchNorm(2, momentum=0.5, rngs=nnx.Rngs(0))
+
+  objective = lambda model, x, cond, key: jnp.sum(model.norm(x), axis=1)
+  norm = flows.fit(Normed(), x, objective=objective, **options).flow.norm
+  np.testing.assert_allclose(norm.mean[...], 7 / 8 * x.mean(0), rtol=1e-5)
+
+
 def test_what_is_not_finite_ends_training():
   fit = lambda objective, w, **options: flows.fit(
     Weight(w), np.ones(4), key=KEY, objective=objective, batch_size=1, epochs=3, **options

@@ -153,6 +153,24 @@ def test_is_built_from_json():
   assert glow.base.shape == (16,)
 
 
+def test_no_finite_number_gives_nan():
+  coupling = flows.GlowCoupling(2, width=2, rngs=nnx.Rngs(0))
+  coupling.network.head.conv.conv.kernel[...] -= 1.0  # scales far below one
+  x = jnp.array([[0.0, 1.0, -1.0, 1e4, -1e4, 1e30, -1e30]])
+  x = jnp.stack(jnp.meshgrid(x[0], x[0]), axis=-1).reshape(-1, 1, 1, 2)
+
+  @jax.jit
+  def run(x):
+    outputs = []
+    for method in (coupling.forward, coupling.inverse):
+      (y, log_det), vjp = jax.vjp(method, x)
+      ones, zeros = jnp.ones_like, jnp.zeros_like
+      outputs += [y, log_det, vjp((ones(y), zeros(log_det))), vjp((zeros(y), ones(log_det)))]
+    return outputs
+
+  assert not any(np.any(np.isnan(leaf)) for leaf in jax.tree.leaves(run(x)))
+
+
 def test_edge_bias_tells_the_padding():
   coupling = flows.GlowCoupling(2, width=4, edge_bias=True, rngs=nnx.Rngs(0))
   hidden = coupling.network.conv_0(jnp.zeros((1, 5, 5, 1)))

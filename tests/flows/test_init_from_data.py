@@ -53,6 +53,13 @@ def test_options_set_the_standard_deviation():
   np.testing.assert_allclose(layer.log_scale[...], expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("size", [1e-30, 1e30])
+def test_squares_of_data_may_leave_the_range_of_float32(size):
+  x = jnp.float32(size) * _data(64, 3)
+  new = flows.init_from_data(flows.ActNorm(3, epsilon=0.0), x)
+  _assert_standard(new.forward(x)[0])
+
+
 class Sine(flows.Bijector):
   """z = x + sin(x) / 2, whose statistics no affine layer foresees; only the forward direction."""
 

@@ -29,7 +29,17 @@ def test_kernels_fall_from_the_outputscale_and_are_positive(name):
   np.testing.assert_array_equal(gradient, 0)  # at distance 0
 
 
-@pytest.mark.parametrize("bad", [0.0, -1.0])
+@pytest.mark.parametrize("name", KERNELS)
+def test_kernels_are_zero_far_away_with_gradients(name):
+  kernel = lambda x: flows.KERNELS[name](x, jnp.zeros((1, 2)), jnp.array([0.5, 2.0]), 3.0)
+  x = jnp.array([[1e4, 0.0], [0.0, -1e18], [1e30, 1e30]])
+  run = jax.jit(jax.value_and_grad(lambda x: jnp.sum(kernel(x))))
+  assert all(np.all(v == 0) for v in run(x))
+  whole = flows.KERNELS[name](jnp.zeros((1, 2), int), jnp.zeros((1, 2), int), 0.5, 2.5)
+  np.testing.assert_array_equal(whole, 2.5)
+
+
+@pytest.mark.parametrize("bad", [0.0, -1.0, float("inf")])
 def test_bad_scales_are_refused(bad):
   x = jnp.ones((2, 3))
   with pytest.raises(ValueError, match="lengthscale must be above 0"):
@@ -129,6 +139,15 @@ def test_start_takes_points_from_what_reaches_the_layer():
   assert np.abs(reaches - x).max() > 0.1
 
 
+def test_points_that_are_not_trained_start_in_a_scan_too():
+  make = lambda rngs: flows.KernelCoupling(
+    [0, 1], 1, num_points=3, trainable_points=False, rngs=rngs
+  )
+  x = _normal(0, (5, 2))
+  scan = flows.init_from_data(flows.Scan(make, 1, rngs=nnx.Rngs(0)), x)
+  np.testing.assert_array_equal(scan.layers.points[0], x[:3, :1])
+
+
 def test_start_refuses():
   layer = flows.KernelCoupling([0, 1], 1, num_points=3, rngs=nnx.Rngs(0))
   with pytest.raises(ValueError, match="x must have a row for each of the 3 points, got 2"):
@@ -144,7 +163,7 @@ def test_start_refuses():
     ({"num_conditioning": 2}, "num_conditioning must be 1 to 1"),
     ({"num_points": 0}, "num_points must be at least 1"),
     ({"kernel": "rbf"}, "kernel must be one of"),
-    ({"bound": 0.0}, "bound must be above 0"),
+    ({"bound": float("inf")}, "bound must be above 0 and finite, got inf"),
     ({"cond_dim": 0}, "cond_dim must be at least 1"),
     ({"lengthscale": 0.0}, "lengthscale must be above 0"),
   ],

@@ -61,6 +61,22 @@ def test_multiplies_by_its_kernel_at_every_position(name):
   np.testing.assert_allclose(log_det, 4 * np.linalg.slogdet(layer.kernel())[1], atol=1e-5)
 
 
+def test_factors_are_multiplied_in_the_order_of_the_equations():
+  low_rank, qr, svd = (_moved(LAYERS[n](3, rngs=nnx.Rngs(0))) for n in ("low_rank", "qr", "svd"))
+
+  def orthogonal(vectors):
+    mirrors = [np.eye(3) - 2 * np.outer(v, v) / (v @ v) for v in np.asarray(vectors[...])]
+    return np.linalg.multi_dot(mirrors)
+
+  u, v = (np.asarray(p[...]) for p in (low_rank.u, low_rank.v))
+  np.testing.assert_allclose(low_rank.kernel(), np.diag(low_rank.s[...]) + u @ v.T, atol=1e-5)
+  upper = np.triu(qr.upper[...], 1) + np.diag(qr.s[...])
+  np.testing.assert_allclose(qr.kernel(), orthogonal(qr.vectors) @ upper, atol=1e-5)
+  u, v = orthogonal(svd.u_vectors), orthogonal(svd.v_vectors)
+  scales = np.exp(svd.log_s[...])
+  np.testing.assert_allclose(svd.kernel(), u @ np.diag(scales) @ v.T, atol=1e-5)
+
+
 def test_low_rank_is_a_diagonal_and_few_products():
   layer = _moved(LAYERS["low_rank"](4, rngs=nnx.Rngs(0)))
   product = np.asarray(layer.kernel()) - np.diag(layer.s[...])
@@ -136,7 +152,7 @@ def test_bad_arguments_are_refused():
     with pytest.raises(ValueError, match="features must be at least 1, got 0"):
       make(0, rngs=nnx.Rngs(0))
   for name in ("householder", "qr", "svd"):
-    with pytest.raises(ValueError, match="num_reflections must be at least 1 or None, got 0"):
+    with pytest.raises(ValueError, match="num_reflections must be at least 1, got 0"):
       LAYERS[name](2, num_reflections=0, rngs=nnx.Rngs(0))
   for name in ("softplus_lu", "upper"):
     with pytest.raises(ValueError, match=r"epsilon must be in \[0, 1\), got 1"):

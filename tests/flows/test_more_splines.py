@@ -120,6 +120,7 @@ TRANSFORMS = {
   "quadratic": flows.QuadraticSplineTransform(3),
   "cubic": flows.CubicSplineTransform(3),
   "circular": flows.CircularRQSTransform(3),
+  "rational": flows.RQSTransform(3, raw_scale=6**-0.5),
   "shift": flows.CircularShiftTransform(),
 }
 
@@ -164,6 +165,8 @@ def test_bad_arguments_are_refused():
   for spline in (flows.linear_spline, flows.linear_spline_inverse):
     with pytest.raises(ValueError, match="must lie in"):
       spline(x, zeros((2, 3)))
+  with pytest.raises(ValueError, match="y must be floating, got int32"):
+    flows.cubic_spline_inverse(jnp.arange(2), zeros((2, 3)), zeros((2, 3)), zeros((2, 2)))
   with pytest.raises(ValueError, match=r"raw_heights must have shape .*, K >= 1\), got \(2,\)"):
     flows.linear_spline(x, zeros(2))
   with pytest.raises(ValueError, match=r"raw_heights must have shape .* 5 or 3\), got \(2, 4\)"):

@@ -173,6 +173,8 @@ def test_wrong_trees_are_refused():
     _load(case, without("spatial_coupling"))
   with pytest.raises(ValueError, match=r"lacks \['final_proj/bias'\]"):
     _load(case, without("final_proj/bias"))
+  with pytest.raises(ValueError, match=r"must number the blocks 0, 1, \.\.\., got"):
+    _load(case, {k.replace("encoderblock_0", "encoderblock_9"): v for k, v in good.items()})
   bias = "couplings/dnn/final_proj/bias"
   with pytest.raises(ValueError, match="final_proj/bias must have shape"):
     _load(case, good | {bias: good[bias][:, :-1]})

@@ -20,7 +20,10 @@ spline = lambda: flows.ModifiedRQSTransform(bound=4.0)
 ROWS = {
   "Conditioned": Row(
     lambda rngs: flows.Conditioned(
-      flows.AffineCoupling(jnp.arange(4), width=6, depth=1, cond_dim=3, rngs=rngs),
+      flows.Chain([
+        flows.InvertibleLinear(4, rngs=rngs),
+        flows.AffineCoupling(jnp.arange(4), width=6, depth=1, cond_dim=3, rngs=rngs),
+      ]),
       nnx.Linear(2, 3, rngs=rngs),
     ),
     **FLAT, cond=CONTEXT, bad_conds=(None,),

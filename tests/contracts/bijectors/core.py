@@ -63,7 +63,9 @@ ROWS = {
     _jet(num_classes=5, memory="reversible"),
     **IMAGE,
     cond=lambda seed: (jnp.arange(BATCH) + seed) % 5,
-    bad_conds=(jnp.zeros((BATCH,)), jnp.zeros((BATCH, 1), int), jnp.zeros((1,), int)),
+    bad_conds=(
+      jnp.zeros((BATCH,)), jnp.zeros((BATCH, 1), int), jnp.zeros((1,), int), jnp.full((BATCH,), 6)
+    ),
     jacobian=jax.jacrev,  # a backward pass of its own: reverse mode only
   ),
   "Logit": Row(

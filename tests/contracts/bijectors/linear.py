@@ -43,7 +43,12 @@ ROWS = {
     # With random weights `inverse` grows exponentially in its input, as Glow's does.
     latents=lambda seed, shape: 0.2 * real(seed, shape),
     cond=lambda seed: (jnp.arange(BATCH) + seed) % 5,
-    bad_conds=(jnp.zeros((BATCH,)), jnp.zeros((BATCH, 1), int), jnp.zeros((1,), int)),
+    bad_conds=(
+      jnp.zeros((BATCH,)),
+      jnp.zeros((BATCH, 1), int),
+      jnp.zeros((1,), int),
+      jnp.full((BATCH,), -1),
+    ),
   ),
   "QRLinear": Row(lambda rngs: flows.QRLinear(4, rngs=rngs), **PIXELS),
   "SVDLinear": Row(lambda rngs: flows.SVDLinear(3, rngs=rngs), **VECTOR),
