@@ -40,7 +40,7 @@ ROWS = {
     lambda rngs: flows.Concatenate(
       [
         flows.PlanarFlow(2, rngs=rngs),
-        flows.Elementwise(flows.AffineTransform(), (2,)),
+        flows.InvertibleLinear(2, rngs=rngs),
       ],
       [2, 2],
     ),
@@ -98,7 +98,7 @@ ROWS = {
     bad_conds=BAD_CONTEXTS,
   ),
   "Indexed": Row(
-    lambda rngs: flows.Indexed(flows.RadialFlow(2, rngs=rngs), [3, 1]),
+    lambda rngs: flows.Indexed(flows.InvertibleLinear(2, rngs=rngs), [3, 1]),
     shape=(4,),
     bad_shapes=((BATCH, 3), (BATCH,), (0, 4)),
   ),
