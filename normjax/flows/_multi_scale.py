@@ -190,7 +190,7 @@ class MultiScale(Bijector):
 
   def _up(self, x, cond, apply):
     """Return `(z, mean, log_std)` of every level, and the log_det of the levels."""
-    check_batch("images", x, self.shape)
+    check_batch("x", x, self.shape)
     # Latents and their priors are float32 or wider, like the log-determinants.
     x = widened(x)
     log_det, latents = jnp.zeros(x.shape[:1], x.dtype), []
@@ -204,7 +204,7 @@ class MultiScale(Bijector):
     return [*latents, (x, mean, log_std)], log_det
 
   def _down(self, z, cond, apply):
-    check_batch("latents", z, (math.prod(self.shape),))
+    check_batch("z", z, (math.prod(self.shape),))
     z = widened(z)
     sizes = [math.prod(shape) for shape in self.latent_shapes]
     starts = [sum(sizes[:i]) for i in range(1, len(sizes))]
