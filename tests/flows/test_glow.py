@@ -106,7 +106,10 @@ def test_options_choose_the_parts():
     "shuffle": flows.Permutation,
   }
   for option in options:
-    glow = nnx.eval_shape(lambda o=option: models.Glow(SHAPE, **TINY, **o, rngs=nnx.Rngs(0)))
+    glow = nnx.eval_shape(
+      lambda o=option: models.Glow(SHAPE, **TINY, **o, param_dtype="float16", rngs=nnx.Rngs(0))
+    )
+    assert {p.dtype for p in jax.tree.leaves(nnx.state(glow, nnx.Param))} == {jnp.dtype("float16")}
     step = glow.bijector.levels[0].layers.bijectors
     assert type(step[1]) is kinds[option["convolution"]]
     assert type(step[2]) is flows.AdditiveGlowCoupling
@@ -205,7 +208,10 @@ def test_labels_without_classes_are_refused():
     lambda: glow.log_prob(_images(2), label),
     lambda: glow.bijector.forward(_images(2), label),
     lambda: glow.bijector.inverse(jnp.zeros((2, 16)), label),
+    lambda: glow.bijector.latents(_images(2), label),
+    lambda: glow.energy(_images(2), label),
     lambda: glow.sample(jax.random.key(0), 2, label),
+    lambda: flows.init_from_data(glow, _images(2), label),
   ):
     with pytest.raises(ValueError, match="cond must be None, since this Glow has no num_classes"):
       call()
