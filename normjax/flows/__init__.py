@@ -202,8 +202,8 @@ TOY_LOG_PROBS = {
   "eight_gaussians": eight_gaussians_log_prob,
 }
 
-# Linear layers of images that `models.Glow` takes by name: `make(features, rngs=rngs)` gives a
-# bijector on images (b, h, w, features).
+# Linear layers of images that `models.Glow` takes by name: `make(features, param_dtype=dtype,
+# rngs=rngs)` gives a bijector on images (b, h, w, features).
 INVERTIBLE_CONVOLUTIONS = {
   "1x1": LULinear,
   "1x1_dense": InvertibleLinear,
@@ -214,8 +214,8 @@ INVERTIBLE_CONVOLUTIONS = {
     [LULinear(features, rngs=rngs), EmergingConv(features, rngs=rngs)]
   ),
   "periodic": PeriodicConv,
-  "reverse": lambda features, *, rngs: Permutation.reverse(features),
-  "shuffle": lambda features, *, rngs: Permutation.random(features, rngs=rngs),
+  "reverse": lambda features, **_: Permutation.reverse(features),
+  "shuffle": lambda features, *, rngs, **_: Permutation.random(features, rngs=rngs),
 }
 
 __all__ = [

@@ -43,14 +43,15 @@ def score(energy: Energy, x: Float[Array, "b *event"]) -> Float[Array, "b *event
     Array([[-1.,  3.]], dtype=float32)
   """
   check_batch("x", x)
+  return jax.grad(lambda x: -jnp.sum(energies(energy, x)))(x)
 
-  def total(x):
-    energies = energy(x)
-    if energies.shape != x.shape[:1]:
-      raise ValueError(f"energy must return shape {x.shape[:1]}, got {energies.shape}")
-    return -jnp.sum(energies)
 
-  return jax.grad(total)(x)
+def energies(energy: Energy, x: Float[Array, "b *event"]) -> Float[Array, "b"]:
+  """Return E(x) (b,), or raise if it has another shape."""
+  value = energy(x)
+  if value.shape != x.shape[:1]:
+    raise ValueError(f"energy must return shape {x.shape[:1]}, got {value.shape}")
+  return value
 
 
 def log_normalizer(

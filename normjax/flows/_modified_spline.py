@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from normjax.flows._checks import check_above_zero
 from normjax.flows._rational_quadratic import Knots, spline_forward, spline_inverse
 from normjax.flows._spline_box import Box, edges_of, in_box
 
@@ -47,8 +48,8 @@ def modified_spline(
     `(y, log_abs_det)`, both of x's shape; log_abs_det = log dy/dx is float32 or wider.
 
   Raises:
-    ValueError: if shapes differ, `bound` is not above 0, the box has no inside, or `minimum` is not
-      inside (0, 1/2).
+    ValueError: if shapes differ, `bound` is not above 0 and finite, the box has no inside, or
+      `minimum` is not inside (0, 1/2).
 
   Reference:
     Hong, Park, Chun, "On the robustness of normalizing flows for inverse problems in imaging",
@@ -109,8 +110,7 @@ def _run(spline, name, value, raws, bound, box, minimum):
   for label, raw in zip(labels, raws, strict=True):
     if raw.shape != value.shape:
       raise ValueError(f"{label} must have shape {value.shape} of {name}, got {raw.shape}")
-  if not bound > 0:
-    raise ValueError(f"bound must be above 0, got {bound}")
+  check_above_zero(bound=bound)
   box = Box(-bound, bound, -bound, bound) if box is None else Box(*box)
   box.check()
   if not 0 < minimum < 0.5:

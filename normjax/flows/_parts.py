@@ -39,6 +39,11 @@ class Concatenate(Bijector):
     check_parts("bijectors", bijectors, Bijector, "block", least=1)
     self.bijectors, self.sizes = nnx.List(bijectors), check_blocks(sizes, len(bijectors))
 
+  @property
+  def constant_logdet(self):
+    """Whether all of theirs are constant."""
+    return all(bijector.constant_logdet for bijector in self.bijectors)
+
   def forward(self, x, cond=None):
     """Apply each bijector to its block; return `(z, log_det)`."""
     return self._run("x", x, lambda b, part: b.forward(part, cond))
@@ -46,6 +51,14 @@ class Concatenate(Bijector):
   def inverse(self, z, cond=None):
     """Undo each bijector; return `(x, log_det)`."""
     return self._run("z", z, lambda b, part: b.inverse(part, cond))
+
+  def forward_varying(self, x, cond=None):
+    """Return `(z, log_det)` of those log-determinants, and parts of them, that vary with x."""
+    return self._run("x", x, lambda b, part: b.forward_varying(part, cond))
+
+  def inverse_varying(self, z, cond=None):
+    """Return `(x, log_det)` likewise."""
+    return self._run("z", z, lambda b, part: b.inverse_varying(part, cond))
 
   def data_init(self, x, cond=None):
     """Start each bijector from its block; return the latent."""
@@ -94,6 +107,11 @@ class Indexed(Bijector):
       raise ValueError(f"indices must be different integers of at least 0, got {indices}")
     self.bijector, self.indices = bijector, tuple(int(i) for i in chosen)
 
+  @property
+  def constant_logdet(self):
+    """Whether that of the bijector is constant."""
+    return self.bijector.constant_logdet
+
   def forward(self, x, cond=None):
     """Apply the bijector to the chosen entries; return `(z, log_det)`."""
     return self._run("x", x, lambda part: self.bijector.forward(part, cond))
@@ -101,6 +119,14 @@ class Indexed(Bijector):
   def inverse(self, z, cond=None):
     """Undo it; return `(x, log_det)`."""
     return self._run("z", z, lambda part: self.bijector.inverse(part, cond))
+
+  def forward_varying(self, x, cond=None):
+    """Return `(z, log_det)`, less the part of log_det that is the same for every x."""
+    return self._run("x", x, lambda part: self.bijector.forward_varying(part, cond))
+
+  def inverse_varying(self, z, cond=None):
+    """Return `(x, log_det)` of `inverse`, less the same part."""
+    return self._run("z", z, lambda part: self.bijector.inverse_varying(part, cond))
 
   def data_init(self, x, cond=None):
     """Start the bijector from the chosen entries; return the latent."""

@@ -13,6 +13,8 @@ import numpy as np
 from normjax.flows._checks import check_above_zero, check_sizes
 from normjax.flows._monotone_transform import LEAST_SLOPE, MonotoneTransform, positive
 
+_HIGHEST = 100  # degree, for binomial coefficients that float32 can hold
+
 
 class BernsteinTransform(MonotoneTransform):
   """Applies a Bernstein polynomial with increasing coefficients, with linear tails.
@@ -24,7 +26,7 @@ class BernsteinTransform(MonotoneTransform):
   Raw zeros give the identity.
 
   Args:
-    degree: n, at least 1.
+    degree: n, 1 to 100.
     tail_bound: half the side of the interval, above 0.
 
   Raises:
@@ -42,7 +44,8 @@ class BernsteinTransform(MonotoneTransform):
   """
 
   def __init__(self, degree: int = 8, *, tail_bound: float = 3.0):
-    check_sizes(degree=degree)
+    if not 1 <= degree <= _HIGHEST:
+      raise ValueError(f"degree must be 1 to {_HIGHEST}, got {degree}")
     check_above_zero(tail_bound=tail_bound)
     self.tail_bound = float(tail_bound)
     self.degree, self.num_parameters = degree, degree + 1
@@ -65,12 +68,13 @@ class SumOfSquaresTransform(MonotoneTransform):
   """Integrates a sum of squared polynomials, with linear tails.
 
   y = c + int_0^x q(t) dt,  q(t) = 1e-3 + sum_k (sum_l a_kl t^l)^2,  |x| <= B = tail_bound
-  raw (*batch, K (r + 1) + 1) = (a, c);  a_11 starts at 1 and the further a_kk at 0.1 where raw is 0
+  raw (*batch, K (r + 1) + 1) = (a, c), k and l from 0;  where raw is 0, a_00 is 1 and a_11, a_22,
+  ... are 0.1
 
   The integral is exact, by Gauss-Legendre quadrature.
 
   Args:
-    num_polynomials: K, at least 1.
+    num_polynomials: K, 1 to r + 1: further ones would be zero, and stay that in training.
     degree: r, at least 0; y has degree 2 r + 1.
     tail_bound: half the side of the interval, above 0.
 
@@ -90,6 +94,8 @@ class SumOfSquaresTransform(MonotoneTransform):
   def __init__(self, num_polynomials: int = 2, *, degree: int = 3, tail_bound: float = 5.0):
     check_sizes(num_polynomials=num_polynomials)
     check_sizes(0, degree=degree)
+    if num_polynomials > degree + 1:
+      raise ValueError(f"num_polynomials must be at most {degree + 1}, got {num_polynomials}")
     check_above_zero(tail_bound=tail_bound)
     self.tail_bound = float(tail_bound)
     self.num_polynomials, self.degree = num_polynomials, degree

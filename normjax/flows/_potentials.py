@@ -9,6 +9,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from normjax.flows._checks import check_batch
+from normjax.flows._safe_length import safe_length
+
 
 def energy_u1(z: Float[Array, "b 2"]) -> Float[Array, "b"]:
   """Return the energy of a ring of radius 2 that is heavy on its left and right.
@@ -22,7 +25,7 @@ def energy_u1(z: Float[Array, "b 2"]) -> Float[Array, "b"]:
     U1 (b,), minus the log-density up to a constant.
 
   Raises:
-    ValueError: if `z` is not (b, 2).
+    ValueError: if `z` is not floating (b, 2).
 
   Reference:
     Rezende, Mohamed, "Variational Inference with Normalizing Flows", 2015, arXiv 1505.05770.
@@ -34,12 +37,9 @@ def energy_u1(z: Float[Array, "b 2"]) -> Float[Array, "b"]:
     >>> round(float(energy[0]), 3)  # half of (2 / 0.6)^2, minus log 2
     4.862
   """
-  z1, z2 = _columns(z)
-  square = z1**2 + z2**2
-  # The double where keeps the gradient finite at the origin, where |z| has none.
-  radius = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
+  z1, _ = _columns(z)
   sides = jnp.logaddexp(_log_bump((z1 - 2) / 0.6), _log_bump((z1 + 2) / 0.6))
-  return -_log_bump((radius - 2) / 0.4) - sides
+  return -_log_bump((safe_length(z) - 2) / 0.4) - sides
 
 
 def energy_u2(z: Float[Array, "b 2"]) -> Float[Array, "b"]:
@@ -55,7 +55,7 @@ def energy_u2(z: Float[Array, "b 2"]) -> Float[Array, "b"]:
     it, bound z1.
 
   Raises:
-    ValueError: if `z` is not (b, 2).
+    ValueError: if `z` is not floating (b, 2).
 
   Reference:
     Rezende, Mohamed, "Variational Inference with Normalizing Flows", 2015, arXiv 1505.05770.
@@ -84,7 +84,7 @@ def energy_u3(z: Float[Array, "b 2"]) -> Float[Array, "b"]:
     U3 (b,), minus the log-density up to a constant; see `energy_u2` on its normalization.
 
   Raises:
-    ValueError: if `z` is not (b, 2).
+    ValueError: if `z` is not floating (b, 2).
 
   Reference:
     Rezende, Mohamed, "Variational Inference with Normalizing Flows", 2015, arXiv 1505.05770.
@@ -115,7 +115,7 @@ def energy_u4(z: Float[Array, "b 2"]) -> Float[Array, "b"]:
     U4 (b,), minus the log-density up to a constant; see `energy_u2` on its normalization.
 
   Raises:
-    ValueError: if `z` is not (b, 2).
+    ValueError: if `z` is not floating (b, 2).
 
   Reference:
     Rezende, Mohamed, "Variational Inference with Normalizing Flows", 2015, arXiv 1505.05770.
@@ -134,8 +134,7 @@ def energy_u4(z: Float[Array, "b 2"]) -> Float[Array, "b"]:
 
 
 def _columns(z):
-  if z.ndim != 2 or z.shape[1] != 2:
-    raise ValueError(f"z must have shape (b, 2), got {z.shape}")
+  check_batch("z", z, (2,))
   return z[:, 0], z[:, 1]
 
 

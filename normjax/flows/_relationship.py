@@ -85,7 +85,8 @@ def relationship_log_prob(
 
   Raises:
     ValueError: if shapes or dtypes do not fit, an index is out of range or stands there twice, lam
-      is out of range (if these can be looked at), or the batch is a single example.
+      is out of range or 0 where G is singular (if these can be looked at), or the batch is a single
+      example.
 
   Reference:
     Kirchler, Lippert, Kloft, "Training Normalizing Flows from Dependent Data", 2022,
@@ -103,6 +104,11 @@ def relationship_log_prob(
   z = check_latents(z)
   eigenvalues, eigenvectors = relationship
   n = eigenvalues.size
+  if eigenvectors.shape != (n, n):
+    raise ValueError(
+      f"relationship must have shapes {(n,)} and {(n, n)}, got {eigenvalues.shape} and "
+      f"{eigenvectors.shape}"
+    )
   weight = batch_weight(z, n, index, unrelated=False)
   spectrum = _spectrum(eigenvalues, lam, z.dtype)
   vectors = eigenvectors.astype(z.dtype)
@@ -135,7 +141,8 @@ def rotated_log_prob(
     log p, a scalar: the sum of `relationship_log_prob` over all data.
 
   Raises:
-    ValueError: if shapes do not fit, or lam is out of range (if it can be looked at).
+    ValueError: if shapes do not fit, or lam is out of range, or 0 where an eigenvalue is (if they
+      can be looked at).
 
   Reference:
     Kirchler, Lippert, Kloft, "Training Normalizing Flows from Dependent Data", 2022,
@@ -168,4 +175,7 @@ def _spectrum(eigenvalues, lam, dtype) -> Float[Array, "n"]:
     raise ValueError(f"lam must be a scalar, got shape {lam.shape}")
   if is_concrete(lam) and not 0 <= cast(float, lam) <= 1:
     raise ValueError(f"lam must be in [0, 1], got {lam}")
-  return lam + (1 - lam) * eigenvalues.astype(dtype)
+  spectrum = lam + (1 - lam) * eigenvalues.astype(dtype)
+  if is_concrete(spectrum) and not np.all(spectrum > 0):
+    raise ValueError(f"lam must be above 0, since the relationship is singular, got {lam}")
+  return spectrum

@@ -63,8 +63,7 @@ class Resampled(Distribution):
       raise ValueError(f"base must be a flows.Distribution, got {base!r}")
     if not callable(network):
       raise ValueError(f"network must be callable, got {network!r}")
-    if max_proposals < 2:
-      raise ValueError(f"max_proposals must be at least 2, got {max_proposals}")
+    check_sizes(2, max_proposals=max_proposals)
     check_sizes(num_samples=num_samples)
     self.base, self.network, self.max_proposals = base, network, max_proposals
     self.num_samples, self.seed = num_samples, seed

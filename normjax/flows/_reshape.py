@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from normjax.flows._bijector import Bijector
-from normjax.flows._checks import check_batch, check_shape
+from normjax.flows._checks import check_batch, check_shape, check_sizes
 from normjax.flows._reversible import log_det_zeros
 
 # In which order the axes (b, i, dy, j, dx, c) of the cut image stand in the latent.
@@ -84,8 +84,7 @@ class Squeeze(Bijector):
     *,
     order: Literal["channel_major", "subpixel_major"] = "channel_major",
   ):
-    if factor < 1:
-      raise ValueError(f"factor must be at least 1, got {factor}")
+    check_sizes(factor=factor)
     if order not in _ORDERS:
       raise ValueError(f"order must be one of {sorted(_ORDERS)}, got {order!r}")
     self.factor, self.order = factor, order

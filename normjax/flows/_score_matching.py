@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from normjax.flows._checks import check_above_zero, check_batch
-from normjax.flows._energy import Energy, score
+from normjax.flows._energy import Energy, energies, score
 
 
 def sliced_score_matching(
@@ -118,7 +118,7 @@ def finite_difference_score_matching(
     The loss per example; it may be negative.
 
   Raises:
-    ValueError: if `directions` has another shape, or `epsilon` is not above 0.
+    ValueError: if `directions` has another shape, `epsilon` is not above 0, or as `score`.
 
   Reference:
     Pang, Xu, Li, Song, Ermon, Zhu, "Efficient Learning of Generative Models via Finite-Difference
@@ -137,7 +137,7 @@ def finite_difference_score_matching(
   length = jnp.sqrt(_sum_of_squares(directions)).reshape(-1, *(1,) * (x.ndim - 1))
   step = epsilon * directions / length
   # One call for all three: a third of the operations to schedule, and of the weights to read.
-  middle, up, down = jnp.split(energy(jnp.concatenate([x, x + step, x - step])), 3)
+  middle, up, down = jnp.split(energies(energy, jnp.concatenate([x, x + step, x - step])), 3)
   scale = math.prod(x.shape[1:]) / epsilon**2
   return scale * ((up - down) ** 2 / 8 + (middle - up) + (middle - down))
 
@@ -161,7 +161,7 @@ def contrastive_loss(
     The loss, one number.
 
   Raises:
-    ValueError: if `samples` are not events of x's shape.
+    ValueError: if `samples` are not events of x's shape, or as `score`.
 
   Reference:
     Chao, Sun, Hsu, Kira, Lee, "Training Energy-Based Normalizing Flow with Score-Matching
@@ -177,7 +177,8 @@ def contrastive_loss(
   """
   check_batch("x", x)
   check_batch("samples", samples, x.shape[1:])
-  return jnp.mean(energy(x)) - jnp.mean(energy(jax.lax.stop_gradient(samples)))
+  samples = jax.lax.stop_gradient(samples)
+  return jnp.mean(energies(energy, x)) - jnp.mean(energies(energy, samples))
 
 
 def _rows(x, leading):

@@ -3,6 +3,7 @@
 import math
 
 import jax.numpy as jnp
+import numpy as np
 
 from normjax.flows._pointwise import Pointwise
 
@@ -39,7 +40,8 @@ class Softclip(Pointwise):
 
   def down(self, z):
     """Undo `up`."""
-    inside = self.bound * (1 - float(jnp.finfo(z.dtype).epsneg))
+    # Not a share of the bound, which may be rounded itself.
+    inside = np.nextafter(np.asarray(self.bound, z.dtype), 0)
     z = jnp.clip(z, -inside, inside)
     size = jnp.abs(z) / self.bound
     return z / (1 - size), 2 * jnp.log1p(-size)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from normjax.flows._checks import check_above_zero
 from normjax.flows._location_scale import LocationScale
 
 
@@ -31,7 +32,7 @@ class StudentT(LocationScale):
     rngs: not needed, since parameters start as constants; every module takes it.
 
   Raises:
-    ValueError: if `shape` is not a sequence of positive ints or `nu` not above 0.
+    ValueError: if `shape` is not a sequence of positive ints or `nu` not above 0 and finite.
 
   Reference:
     Alexanderson, Henter, "Robust model training and generalisation with Studentising flows", 2020,
@@ -56,8 +57,7 @@ class StudentT(LocationScale):
     rngs: nnx.Rngs | None = None,
   ):
     super().__init__(shape, trainable=trainable, param_dtype=param_dtype, rngs=rngs)
-    if not nu > 0:
-      raise ValueError(f"nu must be above 0, got {nu}")
+    check_above_zero(nu=nu)
     self.nu = float(nu)
     log_nu = jnp.full(self.shape, math.log(nu), self.param_dtype)
     self.log_nu = nnx.Param(log_nu) if trainable_nu else None

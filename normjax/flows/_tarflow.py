@@ -133,13 +133,13 @@ class TarFlow(Bijector):
     self, x: Float[Array, "b h w c"], cond: Int[Array, "b"] | None = None
   ) -> tuple[Float[Array, "b h w c"], Float[Array, "b"]]:
     """Return `(z, log_det)` of images `x`; see the class for `cond`."""
-    return self._run(self.blocks.forward, x, Condition(self._label(x, cond)))
+    return self._run(self.blocks.forward, x, Condition(self._label("x", x, cond)))
 
   def inverse(
     self, z: Float[Array, "b h w c"], cond: Int[Array, "b"] | None = None
   ) -> tuple[Float[Array, "b h w c"], Float[Array, "b"]]:
     """Return `(x, log_det)` of latents `z`; `log_det` is NaN where `x` is not finite."""
-    x, log_det = self._run(self.blocks.inverse, z, Condition(self._label(z, cond)))
+    x, log_det = self._run(self.blocks.inverse, z, Condition(self._label("z", z, cond)))
     return x, jnp.where(_are_finite(x), log_det, jnp.nan)
 
   def guided_inverse(
@@ -175,7 +175,7 @@ class TarFlow(Bijector):
     """
     options = Guidance(guidance, guide_what, annealed, attention_temperature)
     options = check_guidance(options, has_contrast=cond is not None)
-    x, _ = self._run(self.blocks.inverse, z, Condition(self._label(z, cond), options))
+    x, _ = self._run(self.blocks.inverse, z, Condition(self._label("z", z, cond), options))
     return x, _are_finite(x)
 
   def _run(self, direction, x, cond):
@@ -183,8 +183,8 @@ class TarFlow(Bijector):
     tokens, log_det = direction(to_patches(x, self.patch_size), cond)
     return from_patches(tokens, self.shape, self.patch_size), log_det
 
-  def _label(self, images, cond):
-    check_batch("images", images, self.shape)
+  def _label(self, name, images, cond):
+    check_batch(name, images, self.shape)
     batch = images.shape[0]
     if self.num_classes is None:
       if cond is not None:

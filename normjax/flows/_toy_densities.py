@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from normjax.flows._checks import check_above_zero, check_batch
+
 
 def checkerboard_log_prob(x: Float[Array, "n 2"]) -> Float[Array, "n"]:
   """Return the true log-density of `checkerboard`.
@@ -26,7 +28,7 @@ def checkerboard_log_prob(x: Float[Array, "n 2"]) -> Float[Array, "n"]:
     log p(x) (n,) in nats.
 
   Raises:
-    ValueError: if `x` is not (n, 2).
+    ValueError: if `x` is not floating (n, 2).
 
   Example:
     >>> import jax.numpy as jnp
@@ -35,7 +37,7 @@ def checkerboard_log_prob(x: Float[Array, "n 2"]) -> Float[Array, "n"]:
     >>> round(float(log_prob[0]), 3), float(log_prob[1])
     (-3.466, -inf)
   """
-  _check_points(x)
+  check_batch("x", x, (2,))
   cells = jnp.floor(x / 2)
   inside = jnp.all((cells >= -2) & (cells < 2), axis=-1)
   dark = jnp.mod(cells[:, 0] + cells[:, 1], 2) == 0
@@ -58,7 +60,7 @@ def eight_gaussians_log_prob(
     log p(x) (n,) in nats.
 
   Raises:
-    ValueError: if `x` is not (n, 2).
+    ValueError: if `x` is not floating (n, 2), or `std` not above 0.
 
   Example:
     >>> import jax.numpy as jnp
@@ -67,14 +69,10 @@ def eight_gaussians_log_prob(
     >>> round(float(log_prob[0]), 3)  # -log(8 * 2 pi / 100)
     0.688
   """
-  _check_points(x)
+  check_batch("x", x, (2,))
+  check_above_zero(std=std)
   angle = jnp.pi / 4 * jnp.arange(8)
   centres = radius * jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=-1)
   offsets = x[:, None, :] - centres[None, :, :].astype(x.dtype)  # (n, 8, 2)
   log_modes = -jnp.sum(offsets**2, axis=-1) / (2 * std**2)  # (n, 8)
   return jax.nn.logsumexp(log_modes, axis=-1) - math.log(8 * 2 * math.pi * std**2)
-
-
-def _check_points(x) -> None:
-  if x.ndim != 2 or x.shape[1] != 2:
-    raise ValueError(f"x must have shape (n, 2), got {x.shape}")

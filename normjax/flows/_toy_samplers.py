@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from normjax.flows._checks import check_sampling
+from normjax.flows._checks import check_sampling, check_sizes, is_concrete
 
 
 def two_moons(key: Array, n: int, *, noise: float = 0.05) -> Float[Array, "n 2"]:
@@ -25,7 +25,7 @@ def two_moons(key: Array, n: int, *, noise: float = 0.05) -> Float[Array, "n 2"]
     Points (n, 2).
 
   Raises:
-    ValueError: if `n` is not an int of at least 1.
+    ValueError: if `n` is not an int of at least 1, or `noise` below 0.
 
   Example:
     >>> import jax
@@ -33,7 +33,7 @@ def two_moons(key: Array, n: int, *, noise: float = 0.05) -> Float[Array, "n 2"]
     >>> flows.two_moons(jax.random.key(0), 100).shape
     (100, 2)
   """
-  check_sampling(n)
+  _check(n, noise=noise)
   angle_key, side_key, noise_key = jax.random.split(key, 3)
   t = jax.random.uniform(angle_key, (n,), maxval=jnp.pi)
   upper = jax.random.bernoulli(side_key, shape=(n,))
@@ -59,7 +59,7 @@ def circles(
     Points (n, 2).
 
   Raises:
-    ValueError: if `n` is not an int of at least 1.
+    ValueError: if `n` is not an int of at least 1, or `noise` below 0.
 
   Example:
     >>> import jax
@@ -67,7 +67,7 @@ def circles(
     >>> flows.circles(jax.random.key(0), 100).shape
     (100, 2)
   """
-  check_sampling(n)
+  _check(n, noise=noise)
   angle_key, side_key, noise_key = jax.random.split(key, 3)
   t = jax.random.uniform(angle_key, (n,), maxval=2 * jnp.pi)
   radius = jnp.where(jax.random.bernoulli(side_key, shape=(n,)), 1.0, inner_radius)
@@ -89,7 +89,7 @@ def two_spirals(key: Array, n: int, *, noise: float = 0.1) -> Float[Array, "n 2"
     Points (n, 2).
 
   Raises:
-    ValueError: if `n` is not an int of at least 1.
+    ValueError: if `n` is not an int of at least 1, or `noise` below 0.
 
   Example:
     >>> import jax
@@ -97,7 +97,7 @@ def two_spirals(key: Array, n: int, *, noise: float = 0.1) -> Float[Array, "n 2"
     >>> flows.two_spirals(jax.random.key(0), 100).shape
     (100, 2)
   """
-  check_sampling(n)
+  _check(n, noise=noise)
   uniform_key, side_key, noise_key = jax.random.split(key, 3)
   u0, u1, u2 = jax.random.uniform(uniform_key, (3, n))
   t = 3 * jnp.pi * jnp.sqrt(u0)
@@ -131,7 +131,7 @@ def pinwheel(
     Points (n, 2).
 
   Raises:
-    ValueError: if `n` is not an int of at least 1.
+    ValueError: if `n` is not an int of at least 1, `num_arms` below 1, or a deviation below 0.
 
   Reference:
     Johnson, Duvenaud, Wiltschko, Datta, Adams, "Composing graphical models with neural networks for
@@ -143,7 +143,8 @@ def pinwheel(
     >>> flows.pinwheel(jax.random.key(0), 100).shape
     (100, 2)
   """
-  check_sampling(n)
+  _check(n, radial_std=radial_std, tangential_std=tangential_std)
+  check_sizes(num_arms=num_arms)
   arm_key, noise_key = jax.random.split(key)
   eps1, eps2 = jax.random.normal(noise_key, (2, n))
   v1, v2 = 1 + radial_std * eps1, tangential_std * eps2
@@ -201,7 +202,7 @@ def eight_gaussians(
     Points (n, 2); `eight_gaussians_log_prob` is their log-density.
 
   Raises:
-    ValueError: if `n` is not an int of at least 1.
+    ValueError: if `n` is not an int of at least 1, or `std` below 0.
 
   Example:
     >>> import jax
@@ -209,7 +210,7 @@ def eight_gaussians(
     >>> flows.eight_gaussians(jax.random.key(0), 100).shape
     (100, 2)
   """
-  check_sampling(n)
+  _check(n, std=std)
   mode_key, noise_key = jax.random.split(key)
   angle = jnp.pi / 4 * jax.random.randint(mode_key, (n,), 0, 8)
   return _blur(noise_key, radius * jnp.cos(angle), radius * jnp.sin(angle), std)
@@ -218,3 +219,10 @@ def eight_gaussians(
 def _blur(key, x1, x2, noise):
   points = jnp.stack([x1, x2], axis=-1)
   return points + noise * jax.random.normal(key, points.shape, points.dtype)
+
+
+def _check(n, **spreads):
+  check_sampling(n)
+  for name, spread in spreads.items():
+    if is_concrete(spread) and not spread >= 0:
+      raise ValueError(f"{name} must be at least 0, got {spread}")

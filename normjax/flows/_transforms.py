@@ -197,7 +197,10 @@ class ModifiedRQSTransform(Transform):
 
   Args:
     bound: half the side of the spline's box.
-    minimum: its least share and slope.
+    minimum: its least share and slope, in (0, 1/2).
+
+  Raises:
+    ValueError: if `bound` is not above 0 and finite, or `minimum` out of range.
 
   Reference:
     Hong, Park, Chun, "On the robustness of normalizing flows for inverse problems in imaging",
@@ -211,6 +214,9 @@ class ModifiedRQSTransform(Transform):
   num_parameters = 4
 
   def __init__(self, *, bound: float = 0.5, minimum: float = 1e-3):
+    check_above_zero(bound=bound)
+    if not 0 < minimum < 0.5:
+      raise ValueError(f"minimum must be inside (0, 1/2), got {minimum}")
     self.bound, self.minimum = bound, minimum
 
   def forward(self, x, raw):
@@ -241,7 +247,7 @@ class ConditionalAffineTransform(Transform):
     reciprocal: take 1 / s.
 
   Raises:
-    ValueError: if `epsilon` is not above 0.
+    ValueError: if `epsilon` is not above 0 and finite.
 
   Reference:
     Hong, Park, Chun, "On the robustness of normalizing flows for inverse problems in imaging",
@@ -256,8 +262,7 @@ class ConditionalAffineTransform(Transform):
   num_parameters = 2
 
   def __init__(self, *, epsilon: float = 1e-4, reciprocal: bool = False):
-    if not epsilon > 0:
-      raise ValueError(f"epsilon must be above 0, got {epsilon}")
+    check_above_zero(epsilon=epsilon)
     self.epsilon, self.sign = epsilon, -1 if reciprocal else 1
 
   def _log_scale(self, raw):

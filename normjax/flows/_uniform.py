@@ -30,7 +30,7 @@ class Uniform(Distribution):
 
   Raises:
     ValueError: if `shape` is not a sequence of positive ints, or a corner has another shape, or
-      `low` is not below `high`.
+      `low` is not below `high`, both finite.
 
   Example:
     >>> import jax.numpy as jnp
@@ -55,9 +55,9 @@ class Uniform(Distribution):
     self.param_dtype = jnp.dtype(param_dtype)
     self.low = nnx.Variable(constant("low", low, self.shape, self.param_dtype))
     self.high = nnx.Variable(constant("high", high, self.shape, self.param_dtype))
-    corners = self.low[...], self.high[...]
-    if is_concrete(*corners) and not np.all(corners[0] < corners[1]):
-      raise ValueError(f"low must be below high everywhere, got low={low} and high={high}")
+    sides = self.high[...] - self.low[...]
+    if is_concrete(sides) and not np.all((sides > 0) & (sides < jnp.inf)):
+      raise ValueError(f"low must be below high, both finite, got low={low} and high={high}")
 
   def _corners(self, dtype):
     return self.low[...].astype(dtype)[None], self.high[...].astype(dtype)[None]

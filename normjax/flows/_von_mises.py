@@ -66,9 +66,8 @@ class VonMises(Distribution):
     if self.loc is None or self.log_concentration is None:
       zeros = jnp.zeros((1, *self.shape), dtype)
       return zeros, zeros + self.concentration
-    return self.loc[...].astype(dtype)[None], jnp.exp(self.log_concentration[...].astype(dtype))[
-      None
-    ]
+    loc, log_k = (p[...].astype(dtype)[None] for p in (self.loc, self.log_concentration))
+    return loc, jnp.exp(log_k)
 
   def log_prob(self, z, cond=None):
     """Return log p(z) (b,), float32 or wider."""
@@ -84,7 +83,9 @@ class VonMises(Distribution):
     check_sampling(n, temperature)
     dtype = jnp.promote_types(self.param_dtype, jnp.float32)
     loc, k = self._moments(dtype)
-    deviation = _deviations(key, (n, *self.shape), jax.lax.stop_gradient(k))
+    # Beyond 1e30 deviations are nothing beside any other angle, and no proposal would be accepted.
+    k = jnp.minimum(jax.lax.stop_gradient(k), 1e30)
+    deviation = _deviations(key, (n, *self.shape), k)
     z = loc + jnp.asarray(temperature, dtype) * deviation
     return jnp.mod(z + jnp.pi, 2 * jnp.pi) - jnp.pi
 
@@ -94,12 +95,12 @@ def _deviations(key, shape, k):
 
   With d = (1 - rho)^2 / (2 rho) and w = 1 - cos(angle), a proposal is accepted with probability
   c exp(1 - c), c = k (d + w): the paper's rule, without its differences of numbers close to 1.
+  With r^2 = 1 + sqrt(1 + 4 k^2), rho = 2 k / (r s) and 1 - rho^2 = 2 sqrt(2) / s, s = r + sqrt(2).
   """
-  root = jnp.sqrt(1 + 4 * k**2)
-  r = jnp.sqrt(1 + root)
-  rho = 2 * k * r / ((root + 1) * (r + math.sqrt(2)))
-  rho = jnp.maximum(rho, 1e-6)
-  d = (1 - rho) ** 2 / (2 * rho)
+  r = jnp.sqrt(1 + jnp.hypot(1, 2 * k))
+  s = r + math.sqrt(2)
+  rho = jnp.maximum(2 * (k / r) / s, 1e-6)
+  d = 4 / (s * (1 + rho)) ** 2 / rho
 
   def propose(carry):
     key, angle, accepted = carry
@@ -107,7 +108,8 @@ def _deviations(key, shape, k):
     half = jnp.pi / 2 * jax.random.uniform(turn_key, shape, k.dtype)
     w = d * jnp.sin(half) ** 2 / (d / 2 + jnp.cos(half) ** 2)
     c = k * (d + w)
-    keep = jnp.log(jax.random.uniform(keep_key, shape, k.dtype)) <= jnp.log(c) + 1 - c
+    u = jax.random.uniform(keep_key, shape, k.dtype)
+    keep = ~(jnp.log(u) > jnp.log(c) + 1 - c)  # NaN too: a loop that waits for a number never ends
     new = (
       2
       * jnp.arcsin(jnp.sqrt(jnp.clip(w / 2, 0, 1)))

@@ -16,6 +16,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from normjax import flows
+from normjax.models._norm import check_sizes
 
 TRANSFORMS = {
   "affine": lambda bound: flows.ConditionalAffineTransform(),
@@ -110,13 +111,14 @@ class ConditionalImageFlow(flows.Flow):
   ):
     if kind not in TRANSFORMS:
       raise ValueError(f"kind must be one of {sorted(TRANSFORMS)}, got {kind!r}")
+    check_sizes(num_steps=num_steps)
     shape, cond_shape = tuple(shape), tuple(cond_shape)
     if num_levels < 1 or len(shape) != 3 or shape[0] != shape[1] or shape[0] % 2**num_levels:
       raise ValueError(
         f"shape must be (side, side, channels) with a side that 2^num_levels = {2**num_levels} "
         f"divides, num_levels at least 1, got {shape} and num_levels = {num_levels}"
       )
-    if len(cond_shape) != 3:
+    if len(cond_shape) != 3 or min(cond_shape) < 1:
       raise ValueError(f"cond_shape must be (height, width, channels), got {cond_shape}")
     size, _, features = shape
     levels = []
@@ -127,7 +129,7 @@ class ConditionalImageFlow(flows.Flow):
       def make_step(rngs, features=features, options=options):
         return flows.Chain([
           flows.ActNorm(features, param_dtype=param_dtype),
-          flows.LULinear(features, rngs=rngs),
+          flows.LULinear(features, param_dtype=param_dtype, rngs=rngs),
           flows.FeatureConditional(features, TRANSFORMS[kind](bound), rngs=rngs, **options),
           flows.SelfConditional(features, TRANSFORMS[kind](bound), rngs=rngs, **options),
         ])  # fmt: skip

@@ -15,6 +15,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from normjax import flows
+from normjax.models._norm import check_sizes
 
 STARTS = {
   "identity": lambda key, shape, dtype: jnp.eye(shape[0], dtype=dtype),
@@ -172,7 +173,7 @@ def ebflow_coupling(
     A `flows.Flow` over a standard normal.
 
   Raises:
-    ValueError: if `num_blocks` is below 1, or the layers refuse an argument.
+    ValueError: if `dim` is below 2, `num_blocks` below 1, or the layers refuse an argument.
 
   Reference:
     Chao, Sun, Hsu, Kira, Lee, "Training Energy-Based Normalizing Flow with Score-Matching
@@ -183,8 +184,8 @@ def ebflow_coupling(
     >>> flow.log_prob(jnp.zeros((3, 2))).shape
     (3,)
   """
-  if num_blocks < 1:
-    raise ValueError(f"num_blocks must be at least 1, got {num_blocks}")
+  check_sizes(2, dim=dim)
+  check_sizes(num_blocks=num_blocks)
   linear = lambda rngs: flows.InvertibleLinear(
     dim, bias_init=nnx.initializers.zeros, param_dtype=param_dtype, rngs=rngs
   )
@@ -206,8 +207,7 @@ def _bent(
   linear: Callable[[nnx.Rngs], flows.Bijector], num_layers: int, alpha: float, rngs: nnx.Rngs
 ) -> list[flows.Bijector]:
   """Return linear layers with a bend after each but the last, these under a scan."""
-  if num_layers < 1:
-    raise ValueError(f"num_layers must be at least 1, got {num_layers}")
+  check_sizes(num_layers=num_layers)
   make = lambda rngs: flows.Chain([linear(rngs), flows.SmoothLeakyReLU(alpha)])
   layers = [flows.Scan(make, num_layers - 1, rngs=rngs)] if num_layers > 1 else []
   return [*layers, linear(rngs)]

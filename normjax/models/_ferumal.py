@@ -10,6 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Int
 
 from normjax import flows
+from normjax.models._norm import check_sizes
 
 SPLITS = ("alternating", "random")
 
@@ -64,12 +65,10 @@ def ferumal_flow(
     >>> flow.log_prob(jnp.ones((4, 3))).shape
     (4,)
   """
-  if dim < 2:
-    raise ValueError(f"dim must be at least 2, got {dim}")
+  check_sizes(2, dim=dim)
   if split not in SPLITS:
     raise ValueError(f"split must be one of {SPLITS}, got {split!r}")
-  if num_layers < 1:
-    raise ValueError(f"num_layers must be at least 1, got {num_layers}")
+  check_sizes(num_layers=num_layers)
 
   def make(rngs: nnx.Rngs, order: Array) -> flows.KernelCoupling:
     return flows.KernelCoupling(

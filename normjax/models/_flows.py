@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from normjax import flows
+from normjax.models._norm import check_sizes
 
 
 def rqs_coupling_flow(
@@ -57,7 +58,8 @@ def rqs_coupling_flow(
     order, num_conditioning=dim // 2, num_bins=num_bins, tail_bound=tail_bound, identity_init=True,
     width=width, depth=depth, cond_dim=cond_dim, dropout_rate=dropout_rate, rngs=rngs,
   )  # fmt: skip
-  return _couplings(make, dim, num_layers, memory, rngs)
+  # Every second layer transforms what the one before kept.
+  return _scanned(make, dim, num_layers, dim - dim // 2, memory, rngs)
 
 
 def affine_coupling_flow(
@@ -105,7 +107,8 @@ def affine_coupling_flow(
     order, scale=scale, num_conditioning=dim // 2, width=width, depth=depth, cond_dim=cond_dim,
     rngs=rngs,
   )  # fmt: skip
-  return _couplings(make, dim, num_layers, memory, rngs)
+  # Every second layer transforms what the one before kept.
+  return _scanned(make, dim, num_layers, dim - dim // 2, memory, rngs)
 
 
 def maf(
@@ -155,18 +158,14 @@ def maf(
     dim, order=order, width=width, depth=depth, cond_dim=cond_dim, dropout_rate=dropout_rate,
     rngs=rngs,
   )  # fmt: skip
-  if num_layers < 1:
-    raise ValueError(f"num_layers must be at least 1, got {num_layers}")
-  orders = _orders(rngs, dim, num_layers, None)
-  scan = flows.Scan(make, num_layers, orders, memory=memory, rngs=rngs)
-  return flows.Flow(scan, flows.StandardNormal((dim,)))
+  return _scanned(make, dim, num_layers, None, memory, rngs)
 
 
-def _couplings(make, dim, num_layers, memory, rngs):
-  """Return a flow of scanned couplings, every second of which transforms what the first kept."""
-  if num_layers < 1:
-    raise ValueError(f"num_layers must be at least 1, got {num_layers}")
-  orders = _orders(rngs, dim, num_layers, dim - dim // 2)
+def _scanned(make, dim, num_layers, shift, memory, rngs):
+  """Return a flow of scanned layers, each with its order of the features."""
+  check_sizes(1 if shift is None else 2, dim=dim)
+  check_sizes(num_layers=num_layers)
+  orders = _orders(rngs, dim, num_layers, shift)
   scan = flows.Scan(make, num_layers, orders, memory=memory, rngs=rngs)
   return flows.Flow(scan, flows.StandardNormal((dim,)))
 

@@ -3,6 +3,7 @@
 from flax import nnx
 
 from normjax import flows
+from normjax.models._norm import check_sizes
 
 
 def gaussianization_flow(
@@ -45,8 +46,7 @@ def gaussianization_flow(
     >>> flow.log_prob(jnp.zeros((2, 3))).shape
     (2,)
   """
-  if num_layers < 1:
-    raise ValueError(f"num_layers must be at least 1, got {num_layers}")
+  check_sizes(dim=dim, num_layers=num_layers)
 
   def make(rngs):
     rotation = flows.HouseholderLinear(dim, num_reflections=num_reflections, rngs=rngs)

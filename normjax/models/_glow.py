@@ -14,6 +14,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from normjax import flows
+from normjax.models._norm import check_sizes
 
 COUPLINGS = {
   "additive": flows.AdditiveGlowCoupling,
@@ -25,11 +26,11 @@ COUPLINGS = {
 class _Levels(flows.MultiScale):
   """The levels of Glow, none of which takes a condition: labels go to the last prior or nowhere."""
 
-  def forward(self, x, cond=None):
-    return super().forward(x, self._checked(cond))
+  def _up(self, x, cond, apply):
+    return super()._up(x, self._checked(cond), apply)
 
-  def inverse(self, z, cond=None):
-    return super().inverse(z, self._checked(cond))
+  def _down(self, z, cond, apply):
+    return super()._down(z, self._checked(cond), apply)
 
   def _checked(self, cond):
     if self.num_classes is None and cond is not None:
@@ -94,8 +95,7 @@ class Glow(flows.Flow):
   ):
     make_convolution = _entry("convolution", convolution, flows.INVERTIBLE_CONVOLUTIONS)
     make_coupling = _entry("coupling", coupling, COUPLINGS)
-    if num_steps < 1:
-      raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+    check_sizes(num_steps=num_steps)
 
     def make_level(shape, rngs):
       features = shape[-1]
@@ -104,7 +104,7 @@ class Glow(flows.Flow):
         return flows.Chain(
           [
             flows.ActNorm(features, param_dtype=param_dtype),
-            make_convolution(features, rngs=rngs),
+            make_convolution(features, param_dtype=param_dtype, rngs=rngs),
             make_coupling(
               features,
               width=width,

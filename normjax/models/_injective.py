@@ -47,7 +47,8 @@ class InjectiveFlow(nnx.Module):
     rngs: source of the parameters' keys.
 
   Raises:
-    ValueError: if a size is below 1, d > D, or an input has another shape.
+    ValueError: if a size is below 1, d > D, or an input is no array of floats or has another
+      shape.
 
   Reference:
     Sorrenson et al., "Lifting Architectural Constraints of Injective Flows", 2023,
@@ -87,8 +88,11 @@ class InjectiveFlow(nnx.Module):
     self.decoder_blocks = blocks(dim)
 
   def _inputs(self, name: str, value, features: int, cond) -> Array:
-    if value.ndim != 2 or value.shape[1] != features:
-      raise ValueError(f"{name} must have shape (b, {features}), got {value.shape}")
+    floating = jnp.issubdtype(value.dtype, jnp.floating)
+    if value.ndim != 2 or value.shape[1] != features or not floating:
+      raise ValueError(
+        f"{name} must have shape (b, {features}) and be floating, got {value.shape} {value.dtype}"
+      )
     if self.cond_dim is None:
       return value
     shape = (value.shape[0], self.cond_dim)

@@ -41,8 +41,8 @@ class Unconditioned(nnx.Module):
     return self.norm(x, use_running_average=use_running_average)
 
 
-def check_sizes(**sizes: int) -> None:
-  """Raise unless every size is at least 1."""
+def check_sizes(least: int = 1, /, **sizes: int) -> None:
+  """Raise unless every size is at least 1, or whatever is said."""
   for name, size in sizes.items():
-    if size < 1:
-      raise ValueError(f"{name} must be at least 1, got {size}")
+    if size < least:
+      raise ValueError(f"{name} must be at least {least}, got {size}")

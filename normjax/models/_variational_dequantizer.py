@@ -13,6 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from normjax import flows
+from normjax.models._norm import check_sizes
 
 
 class _Convs(nnx.Module):
@@ -112,14 +113,8 @@ class VariationalDequantizer(flows.Flow):
     shape = tuple(shape)
     if len(shape) != 3:
       raise ValueError(f"shape must be (height, width, channels), got {shape}")
-    minima = {
-      "num_levels": (num_levels, 2),
-      "num_couplings": (num_couplings, 1),
-      "width": (width, 1),
-    }
-    for name, (size, least) in minima.items():
-      if size < least:
-        raise ValueError(f"{name} must be at least {least}, got {size}")
+    check_sizes(2, num_levels=num_levels)
+    check_sizes(num_couplings=num_couplings, width=width)
     options = {"param_dtype": param_dtype, "rngs": rngs}
     make = lambda rngs, mask: _Checkerboard(
       shape, width, num_levels, mask, param_dtype=param_dtype, rngs=rngs

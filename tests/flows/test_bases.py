@@ -331,6 +331,11 @@ def test_von_mises_learns():
       np.mean(np.cos(moved - base.loc[...][None]), axis=0), 0.698, atol=0.06
     )
     assert np.all(np.abs(moved) <= np.pi)
+  # Of angles that are all but equal, and of a parameter that is no number, the loop ends as well.
+  for concentration, end in ((1e30, 0), (np.nan, np.nan)):
+    base = flows.VonMises((2,), trainable=True)
+    base.log_concentration[...] = jnp.full(2, np.log(concentration), "float32")
+    np.testing.assert_allclose(base.sample(KEY, 2), end, atol=1e-6)
   for concentration in (0.0, np.inf):
     with pytest.raises(ValueError, match="concentration must be above 0 and finite"):
       flows.VonMises((1,), concentration=concentration)

@@ -154,6 +154,11 @@ def test_bad_weights_are_refused():
       flows.relationship_log_prob(jnp.ones((2, 1)), relationship, lam)
   with pytest.raises(ValueError, match="a row per eigenvalue"):
     flows.rotated_log_prob(jnp.ones((3, 1)), relationship[0], 0.5)
+  with pytest.raises(ValueError, match=r"relationship must have shapes \(2,\) and \(2, 2\), got"):
+    flows.relationship_log_prob(jnp.ones((2, 1)), (relationship[0], jnp.eye(3)), 0.5)
+  twins = flows.decompose_relationship(np.ones((2, 2)))
+  with pytest.raises(ValueError, match="lam must be above 0, since the relationship is singular"):
+    flows.relationship_log_prob(jnp.ones((2, 1)), twins, 0.0)
 
 
 def test_blocks_and_normals_have_their_correlations():

@@ -234,9 +234,10 @@ def test_student_t_becomes_normal_in_float32(nu):
   np.testing.assert_allclose(heavy, normal, rtol=0, atol=50 / nu + 2e-6)
 
 
-def test_student_t_refuses_nu_of_zero():
-  with pytest.raises(ValueError, match=r"nu must be above 0, got 0"):
-    flows.StudentT((2,), nu=0)
+def test_student_t_refuses_bad_nu():
+  for nu in (0, np.inf):
+    with pytest.raises(ValueError, match=f"nu must be above 0 and finite, got {nu}"):
+      flows.StudentT((2,), nu=nu)
 
 
 def test_logistic_tails_are_finite_in_float32():
@@ -262,6 +263,7 @@ def test_uniform_samples_stay_in_the_box_in_float32():
   [
     ({"low": 1.0, "high": 1.0}, "low must be below high"),
     ({"low": [0.0, 2.0], "high": 1.0}, "low must be below high"),
+    ({"low": [0.0, -np.inf]}, "low must be below high, both finite"),
     ({"low": [0.0, 0.0, 0.0]}, "low must be a scalar or have shape"),
     ({"high": [[1.0, 1.0]]}, "high must be a scalar or have shape"),
   ],

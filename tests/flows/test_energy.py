@@ -285,7 +285,12 @@ def test_refusals():
     (lambda: flows.sliced_score_matching(energy, x, x), "directions must have shape"),
     (lambda: flows.sliced_score_matching(energy, x, jnp.ones((0, 2, 3))), "with k >= 1"),
     (lambda: flows.contrastive_loss(energy, x, x[:, :2]), "samples must have shape"),
-    (lambda: flows.score(lambda x: jnp.sum(x), x), "energy must return shape"),
+    (lambda: flows.score(jnp.sum, x), "energy must return shape"),
+    (lambda: flows.contrastive_loss(jnp.sum, x, x), "energy must return shape"),
+    (
+      lambda: flows.finite_difference_score_matching(lambda x: x[:, :1], x, x, 0.1),
+      r"energy must return shape \(6,\), got \(6, 1\)",
+    ),
     (lambda: flows.score(energy, jnp.ones((2, 3), int)), "x must be floating"),
     (
       lambda: flows.langevin(energy, x, jax.random.key(0), step_size=0.0, num_steps=3),
@@ -316,6 +321,7 @@ def test_refusals():
     (lambda: models.ebflow_dense((2,), num_layers=0, rngs=nnx.Rngs(0)), "num_layers must"),
     (lambda: models.ebflow_dense((2,), start="zero", rngs=nnx.Rngs(0)), "start must be one of"),
     (lambda: models.ebflow_coupling(2, num_blocks=0, rngs=nnx.Rngs(0)), "num_blocks must"),
+    (lambda: models.ebflow_coupling(1, rngs=nnx.Rngs(0)), "dim must be at least 2, got 1"),
   ):
     with pytest.raises(ValueError, match=message):
       call()

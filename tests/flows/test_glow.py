@@ -107,7 +107,10 @@ def test_options_choose_the_parts():
     "shuffle": flows.Permutation,
   }
   for option in options:
-    glow = nnx.eval_shape(lambda o=option: models.Glow(SHAPE, **TINY, **o, rngs=nnx.Rngs(0)))
+    glow = nnx.eval_shape(
+      lambda o=option: models.Glow(SHAPE, **TINY, **o, param_dtype="float16", rngs=nnx.Rngs(0))
+    )
+    assert {p.dtype for p in jax.tree.leaves(nnx.state(glow, nnx.Param))} == {jnp.dtype("float16")}
     step = glow.bijector.levels[0].layers.bijectors
     assert type(step[1]) is kinds[option["convolution"]]
     assert type(step[2]) is flows.AdditiveGlowCoupling
@@ -153,22 +156,41 @@ def test_is_built_from_json():
   assert glow.base.shape == (16,)
 
 
-def test_no_finite_number_gives_nan():
-  coupling = flows.GlowCoupling(2, width=2, rngs=nnx.Rngs(0))
-  coupling.network.head.conv.conv.kernel[...] -= 1.0  # scales far below one
-  x = jnp.array([[0.0, 1.0, -1.0, 1e4, -1e4, 1e30, -1e30]])
-  x = jnp.stack(jnp.meshgrid(x[0], x[0]), axis=-1).reshape(-1, 1, 1, 2)
+@pytest.mark.parametrize("name", ["glow", "multi-scale", "quad", "smooth"])
+def test_no_finite_number_gives_nan(name):
+  # Each with scales far from one where the conditioning part is large.
+  x = jnp.array([0.0, 1.0, -1.0, 1e4, -1e4, 1e30, -1e30])
+  x = jnp.stack(jnp.meshgrid(x, x), axis=-1).reshape(-1, 1, 1, 2)
+  if name == "glow":
+    coupling = flows.GlowCoupling(2, width=2, rngs=nnx.Rngs(0))
+    coupling.network.head.conv.conv.kernel[...] -= 1.0
+  elif name == "quad":
+    coupling = flows.QuadCoupling(4, nnx.Linear, rngs=nnx.Rngs(0))
+    for net in coupling.nets:
+      net.kernel[...] -= 1.0
+    x = jnp.tile(x, (1, 1, 1, 2))
+  elif name == "smooth":
+    coupling = flows.SmoothAffineCoupling(jnp.arange(2), width=2, depth=1, rngs=nnx.Rngs(0))
+    coupling.scale.first.linear.kernel[...] = jnp.ones((1, 2))
+    coupling.scale.last.kernel[...] -= 1.0
+    x = jnp.clip(x.reshape(-1, 2), -1e15, 1e15)  # beyond, products of two of them are infinite
+  else:
+    level = lambda shape, rngs: flows.Chain([])
+    coupling = flows.MultiScale((4, 4, 1), level, 2, rngs=nnx.Rngs(0))
+    coupling.priors[0].conv.conv.conv.kernel[...] -= 1.0
+    x = jnp.tile(x.reshape(-1, 1, 2, 1), (1, 4, 2, 1))
+  latents = x.reshape(-1, 16) if name == "multi-scale" else x
 
   @jax.jit
-  def run(x):
+  def run(x, latents):
     outputs = []
-    for method in (coupling.forward, coupling.inverse):
-      (y, log_det), vjp = jax.vjp(method, x)
+    for method, v in ((coupling.forward, x), (coupling.inverse, latents)):
+      (y, log_det), vjp = jax.vjp(method, v)
       ones, zeros = jnp.ones_like, jnp.zeros_like
       outputs += [y, log_det, vjp((ones(y), zeros(log_det))), vjp((zeros(y), ones(log_det)))]
     return outputs
 
-  assert not any(np.any(np.isnan(leaf)) for leaf in jax.tree.leaves(run(x)))
+  assert not any(np.any(np.isnan(leaf)) for leaf in jax.tree.leaves(run(x, latents)))
 
 
 def test_edge_bias_tells_the_padding():
@@ -210,7 +232,10 @@ def test_labels_without_classes_are_refused():
     lambda: glow.log_prob(_images(2), label),
     lambda: glow.bijector.forward(_images(2), label),
     lambda: glow.bijector.inverse(jnp.zeros((2, 16)), label),
+    lambda: glow.bijector.latents(_images(2), label),
+    lambda: glow.energy(_images(2), label),
     lambda: glow.sample(jax.random.key(0), 2, label),
+    lambda: flows.init_from_data(glow, _images(2), label),
   ):
     with pytest.raises(ValueError, match="cond must be None, since this Glow has no num_classes"):
       call()

@@ -180,6 +180,8 @@ def test_conditional_model_trains_in_both_nnx_modes(graph):
     flow.encode(x)
   with pytest.raises(ValueError, match=r"z must have shape \(b, 2\)"):
     flow.decode(x, cond)
+  with pytest.raises(ValueError, match=r"x must have shape \(b, 4\) and be floating, .* int"):
+    flow.encode(x.astype(int), cond)
 
 
 def test_bad_sizes_of_the_model_are_refused():

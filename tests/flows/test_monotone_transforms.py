@@ -227,9 +227,11 @@ def test_monotone_trains_what_it_inverts():
 def test_bad_arguments_are_refused():
   for make, match in (
     (lambda: flows.BernsteinTransform(0), "degree must be"),
+    (lambda: flows.BernsteinTransform(101), "degree must be 1 to 100, got 101"),
     (lambda: flows.BernsteinTransform(2, tail_bound=0.0), "tail_bound must be"),
     (lambda: flows.SumOfSquaresTransform(1, degree=-1), "degree must be"),
     (lambda: flows.SumOfSquaresTransform(0), "num_polynomials must be"),
+    (lambda: flows.SumOfSquaresTransform(3, degree=1), "num_polynomials must be at most 2, got 3"),
     (lambda: flows.DeepSigmoidalTransform(0), "num_units must be"),
     (lambda: flows.GaussianizationTransform(0), "num_components must be"),
     (lambda: flows.UMNNTransform(num_nodes=4, rngs=nnx.Rngs(0)), "num_nodes must be odd"),

@@ -179,6 +179,16 @@ def test_bad_arguments_are_refused():
     flows.cubic_spline(x, zeros((2, 4)), zeros((2, 4)), zeros((2, 2)), min_height=0.3)
   with pytest.raises(ValueError, match="left and bottom must be below"):
     flows.modified_spline(x, x, x, x, box=(0.0, 0.0, 0.0, 1.0))
+  with pytest.raises(ValueError, match="bound must be above 0 and finite, got inf"):
+    flows.modified_spline(x, x, x, x, bound=np.inf)
+  for options, message in (
+    ({"bound": -1.0}, "bound must be above 0 and finite, got -1"),
+    ({"minimum": 0.5}, "minimum must be inside"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      flows.ModifiedRQSTransform(**options)
+  with pytest.raises(ValueError, match="epsilon must be above 0 and finite, got 0"):
+    flows.ConditionalAffineTransform(epsilon=0.0)
   with pytest.raises(ValueError, match="num_bins must be at least 2 with tails"):
     flows.QuadraticSplineTransform(1)
   with pytest.raises(ValueError, match="low must be below high"):

@@ -20,6 +20,7 @@ LAYERS = {
   "signed_power": flows.SignedPower(1.5),
   "signed_root": flows.SignedPower(0.5),
   "softclip": flows.Softclip(3.0),
+  "softclip_rounded": flows.Softclip(1.3),  # is less in float32
   "softplus": flows.Softplus(),
   "tanh": flows.Tanh(),
 }

@@ -54,7 +54,9 @@ def test_registry_names_every_energy():
 
 
 @pytest.mark.parametrize("name", sorted(flows.POTENTIALS))
-def test_bad_shapes_are_refused(name):
+def test_bad_points_are_refused(name):
   for shape in ((2,), (3, 1), (3, 3), (1, 3, 2)):
     with pytest.raises(ValueError, match=r"z must have shape \(b, 2\)"):
       flows.POTENTIALS[name](jnp.zeros(shape))
+  with pytest.raises(ValueError, match="z must be floating"):
+    flows.POTENTIALS[name](jnp.zeros((3, 2), int))

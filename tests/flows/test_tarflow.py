@@ -270,7 +270,7 @@ def test_wrong_inputs_are_refused():
   images = jnp.zeros((2, *SHAPE))
   with pytest.raises(ValueError, match="cond must be None for a TarFlow without num_classes"):
     _abstract().forward(images, jnp.zeros((2,), int))
-  with pytest.raises(ValueError, match="images must be floating, got uint8"):
+  with pytest.raises(ValueError, match="x must be floating, got uint8"):
     _abstract().forward(images.astype(jnp.uint8))
   labelled = _abstract(num_classes=3)
   with pytest.raises(ValueError, match=r"cond must be labels 0 to 2, or -1 for none, got \[0 3\]"):

@@ -126,8 +126,29 @@ def test_eight_gaussians_entropy_is_that_of_separate_modes(std):
   np.testing.assert_allclose(actual, entropy, atol=0.03)  # standard error 0.007
 
 
-def test_log_probs_refuse_bad_shapes():
+def test_log_probs_refuse_bad_points():
   for log_prob in flows.TOY_LOG_PROBS.values():
     for shape in ((2,), (3, 3)):
-      with pytest.raises(ValueError, match=r"x must have shape \(n, 2\)"):
+      with pytest.raises(ValueError, match=r"x must have shape \(b, 2\)"):
         log_prob(jnp.zeros(shape))
+    # Densities of integers would be rounded.
+    with pytest.raises(ValueError, match="x must be floating, got int32"):
+      log_prob(jnp.ones((3, 2), int))
+  with pytest.raises(ValueError, match="std must be above 0 and finite, got 0"):
+    flows.eight_gaussians_log_prob(jnp.zeros((1, 2)), std=0.0)
+
+
+def test_samplers_refuse_negative_spreads():
+  for name, option in (
+    ("two_moons", "noise"),
+    ("circles", "noise"),
+    ("two_spirals", "noise"),
+    ("pinwheel", "radial_std"),
+    ("pinwheel", "tangential_std"),
+    ("eight_gaussians", "std"),
+  ):
+    for value in (-0.1, np.nan):
+      with pytest.raises(ValueError, match=f"{option} must be at least 0, got {value}"):
+        flows.TOY_SAMPLERS[name](KEY, 3, **{option: value})
+  with pytest.raises(ValueError, match="num_arms must be at least 1, got 0"):
+    flows.pinwheel(KEY, 3, num_arms=0)

@@ -81,7 +81,10 @@ def test_splines_stay_where_affine_maps_explode():
     ({"shape": (8, 4, 1)}, "shape must be .side, side, channels."),
     ({"shape": (6, 6, 1)}, r"2\^num_levels = 4 divides"),
     ({"cond_shape": (3, 3, 1)}, r"cond_shape must have sides .* got \(3, 3, 1\) for 4 x 4"),
+    ({"bound": -1.0}, "bound must be above 0 and finite, got -1"),
+    ({"num_steps": 0}, "num_steps must be at least 1, got 0"),
     ({"cond_shape": (4, 4)}, "cond_shape must be .height, width, channels."),
+    ({"cond_shape": (0, 4, 1)}, "cond_shape must be .height, width, channels."),
   ],
 )
 def test_bad_arguments_are_refused(options, message):

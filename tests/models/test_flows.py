@@ -57,6 +57,19 @@ def test_memory_does_not_change_gradients():
 
 
 @pytest.mark.parametrize("name", BUILDERS)
+def test_bad_sizes_are_refused(name):
+  for options, message in (
+    ({"dim": 0 if name == "maf" else 1}, "dim must be at least"),
+    ({"num_layers": 0}, "num_layers must be at least 1, got 0"),
+    ({"width": 0}, "width must be at least 1, got 0"),
+    ({"depth": 0}, "depth must be at least 1, got 0"),
+    ({"memory": "none"}, "memory must be one of"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      BUILDERS[name](**{"dim": 3} | options, rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize("name", BUILDERS)
 def test_flows_feel_their_condition(name):
   flow = BUILDERS[name](3, num_layers=2, width=4, depth=1, cond_dim=2, rngs=nnx.Rngs(0))
   params = nnx.state(flow, nnx.Param)

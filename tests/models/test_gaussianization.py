@@ -53,3 +53,5 @@ def test_a_start_from_data_is_a_density_of_them():
 def test_bad_sizes_are_refused():
   with pytest.raises(ValueError, match="num_layers must be at least 1, got 0"):
     models.gaussianization_flow(2, num_layers=0, rngs=nnx.Rngs(0))
+  with pytest.raises(ValueError, match="dim must be at least 1, got 0"):
+    models.gaussianization_flow(0, rngs=nnx.Rngs(0))

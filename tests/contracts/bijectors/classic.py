@@ -38,11 +38,9 @@ ROWS = {
   "CauchyCDF": Row(lambda rngs: flows.CauchyCDF(), **FREE, latents=unit),
   "Concatenate": Row(
     lambda rngs: flows.Concatenate(
-      [
-        flows.PlanarFlow(2, rngs=rngs),
-        flows.Elementwise(flows.AffineTransform(), (2,)),
-      ],
-      [2, 2],
+      # Determinants of 2 x 2 take no decomposition, whose absence is looked for.
+      [flows.SmoothLeakyReLU(0.3), flows.InvertibleLinear(3, rngs=rngs)],
+      [1, 3],
     ),
     shape=(4,),
     bad_shapes=((BATCH, 3), (BATCH,), (4,)),
@@ -98,7 +96,7 @@ ROWS = {
     bad_conds=BAD_CONTEXTS,
   ),
   "Indexed": Row(
-    lambda rngs: flows.Indexed(flows.RadialFlow(2, rngs=rngs), [3, 1]),
+    lambda rngs: flows.Indexed(flows.InvertibleLinear(3, rngs=rngs), [3, 1, 0]),
     shape=(4,),
     bad_shapes=((BATCH, 3), (BATCH,), (0, 4)),
   ),
