@@ -208,10 +208,10 @@ INVERTIBLE_CONVOLUTIONS = {
   "1x1": LULinear,
   "1x1_dense": InvertibleLinear,
   "cinc": CInCConv,
-  "cinc_full": lambda features, *, rngs: CInCConv(features, tap="full", rngs=rngs),
+  "cinc_full": lambda features, **options: CInCConv(features, tap="full", **options),
   # Its kernels start near the identity: channels are mixed before, as in the paper.
-  "emerging": lambda features, *, rngs: Chain(
-    [LULinear(features, rngs=rngs), EmergingConv(features, rngs=rngs)]
+  "emerging": lambda features, **options: Chain(
+    [LULinear(features, **options), EmergingConv(features, **options)]
   ),
   "periodic": PeriodicConv,
   "reverse": lambda features, **_: Permutation.reverse(features),

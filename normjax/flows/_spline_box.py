@@ -1,5 +1,6 @@
 """What all splines of this folder share: their box, their bins, and what happens outside."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -23,9 +24,12 @@ class Box(NamedTuple):
   top: float
 
   def check(self) -> None:
-    """Raise ValueError unless the box has an inside."""
-    if not (self.left < self.right and self.bottom < self.top):
-      raise ValueError(f"left and bottom must be below right and top, got the box {tuple(self)}")
+    """Raise ValueError unless the box has an inside and an end."""
+    horizontal = -math.inf < self.left < self.right < math.inf
+    if not (horizontal and -math.inf < self.bottom < self.top < math.inf):
+      raise ValueError(
+        f"left and bottom must be below right and top, all finite, got the box {tuple(self)}"
+      )
 
 
 def in_box(

@@ -177,8 +177,9 @@ def test_bad_arguments_are_refused():
     flows.cubic_spline(x, zeros((2, 4)), zeros((2, 4)), zeros((2, 3)))
   with pytest.raises(ValueError, match="min_height must be in"):
     flows.cubic_spline(x, zeros((2, 4)), zeros((2, 4)), zeros((2, 2)), min_height=0.3)
-  with pytest.raises(ValueError, match="left and bottom must be below"):
-    flows.modified_spline(x, x, x, x, box=(0.0, 0.0, 0.0, 1.0))
+  for box in ((0.0, 0.0, 0.0, 1.0), (0.0, 1.0, -np.inf, 1.0)):
+    with pytest.raises(ValueError, match="left and bottom must be below right and top, all finite"):
+      flows.modified_spline(x, x, x, x, box=box)
   with pytest.raises(ValueError, match="bound must be above 0 and finite, got inf"):
     flows.modified_spline(x, x, x, x, bound=np.inf)
   for options, message in (
