@@ -115,26 +115,31 @@ def _narrow(name):
   return (x, z, cond), results
 
 
-def _wide(name):
-  """Return the row's inputs and results in float64: one program, one inverse for both trips."""
-  x, z, cond = _inputs(ROWS[name], jnp.float64)
+@functools.lru_cache(maxsize=2)
+def _wide_program(name):
+  """Return a function of method, input and condition in float64, compiled once per method."""
   graphdef, state = nnx.split(_made(name, "float64"))
 
-  @jax.jit
-  def run(state, x, z, cond):
-    bijector = nnx.merge(graphdef, state)
-    there, there_log_det = bijector.forward(x, cond)
-    double = None if cond is None else jnp.concatenate([cond, cond])
-    found, log_det = bijector.inverse(jnp.concatenate([there, z]), double)
-    (x_again, back), (back_log_det, down_log_det) = jnp.split(found, 2), jnp.split(log_det, 2)
-    z_again, up_log_det = bijector.forward(back, cond)
-    return {
-      "forward": (there, there_log_det),
-      "again": (x_again, z_again),
-      "log_dets": ((there_log_det, back_log_det), (up_log_det, down_log_det)),
-    }
+  def call(state, value, cond, method):
+    return getattr(nnx.merge(graphdef, state), method)(value, cond)
 
-  return (x, z, cond), run(state, x, z, cond)
+  run = jax.jit(call, static_argnums=3)
+  return lambda method, value, cond: run(state, value, cond, method)
+
+
+def _wide(name):
+  """Return the row's inputs and results in float64."""
+  (x, z, cond), run = _inputs(ROWS[name], jnp.float64), _wide_program(name)
+  there, there_log_det = run("forward", x, cond)
+  back, down_log_det = run("inverse", z, cond)
+  x_again, back_log_det = run("inverse", there, cond)
+  z_again, up_log_det = run("forward", back, cond)
+  results = {
+    "forward": (there, there_log_det),
+    "again": (x_again, z_again),
+    "log_dets": ((there_log_det, back_log_det), (up_log_det, down_log_det)),
+  }
+  return (x, z, cond), results
 
 
 def _varying(name):
@@ -146,19 +151,13 @@ def _varying(name):
   inherits = type(bijector).forward_varying is flows.Bijector.forward_varying
   if inherits and (cond is None or not bijector.constant_logdet):
     return {}
-  graphdef, state = nnx.split(bijector)
   if cond is not None:
     cond = jnp.broadcast_to(cond[:1], cond.shape)
-
-  @jax.jit
-  def run(state, x, z, cond):
-    bijector = nnx.merge(graphdef, state)
-    return {
-      "forward": (bijector.forward(x, cond), bijector.forward_varying(x, cond)),
-      "inverse": (bijector.inverse(z, cond), bijector.inverse_varying(z, cond)),
-    }
-
-  return run(state, x, z, cond)
+  run = _wide_program(name)
+  return {
+    method: (run(method, value, cond), run(f"{method}_varying", value, cond))
+    for method, value in zip(METHODS, (x, z), strict=True)
+  }
 
 
 # The tests of a row run one after the other (see conftest.py): few results need to be kept.
