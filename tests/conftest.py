@@ -5,6 +5,8 @@ optimizations, and without those emitters of fusions that take longest to compil
 `JAX_DISABLE_MOST_OPTIMIZATIONS=0 make test` tests what users run, in more time.
 """
 
+import functools
+import gc
 import os
 
 # For child processes too, and before jax is imported, which reads the flags once.
@@ -16,11 +18,17 @@ if QUICKLY:
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
+from jax._src.interpreters import mlir  # noqa: E402
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_disable_most_optimizations", QUICKLY)
+# To make a context is a quarter of compiling one operation; what programs say stays as it is.
+mlir.make_ir_context = functools.cache(mlir.make_ir_context)
+# What is imported is never garbage, and what tests leave is little.
+gc.freeze()
+gc.set_threshold(20_000, 20, 20)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -36,6 +44,13 @@ def compiled_once(tmp_path_factory):
   for name, value in options.items():
     os.environ[name.upper()] = str(value)
     jax.config.update(name, value)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def context_of_a_module():
+  """Forget the constants that the programs of a module of tests left in the shared context."""
+  yield
+  mlir.make_ir_context.cache_clear()
 
 
 @pytest.fixture

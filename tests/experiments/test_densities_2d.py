@@ -3,8 +3,6 @@
 import dataclasses
 import json
 import math
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -32,18 +30,10 @@ def test_entropies_are_those_of_the_closed_forms():
   assert densities_2d.entropy("two_moons", points) is None
 
 
-def test_command_writes_what_it_prints(tmp_path):
-  out = tmp_path / "run"
-  done = subprocess.run(
-    [
-      *(sys.executable, "-m", "experiments.densities_2d", "--tiny", f"--out={out}"),
-      "--only=affine coupling,spline coupling",
-    ],
-    capture_output=True,
-    text=True,
-    check=False,
-  )
-  assert done.returncode == 0, done.stderr
+def test_command_writes_what_it_prints(command, tmp_path):
+  out, only = tmp_path / "run", "--only=affine coupling,spline coupling"
+  code, printed, errors = command("experiments.densities_2d", "--tiny", f"--out={out}", only)
+  assert code == 0, errors
   rows = json.loads((out / "results.json").read_text())["rows"]
   assert {(row["density"], row["family"]) for row in rows} == {
     (name, family)
@@ -51,9 +41,9 @@ def test_command_writes_what_it_prints(tmp_path):
     for family in ("affine coupling", "spline coupling")
   }
   assert all(0.5 < row["mass"] < 1.1 for row in rows)  # nearly normal, on squares that hold most
-  assert (out / "table.md").read_text() == done.stdout
+  assert (out / "table.md").read_text() == printed
   head, _, known, *lines = (
-    [cell.strip() for cell in line.strip("|").split("|")] for line in done.stdout.splitlines()
+    [cell.strip() for cell in line.strip("|").split("|")] for line in printed.splitlines()
   )
   assert head == ["family", *flows.TOY_SAMPLERS, "mass"]
   for name, exact in zip(flows.TOY_SAMPLERS, known[1:-1], strict=True):
@@ -66,15 +56,10 @@ def test_command_writes_what_it_prints(tmp_path):
   assert (out / "densities_2d.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_unknown_families_are_refused(tmp_path):
-  done = subprocess.run(
-    [sys.executable, "-m", "experiments.densities_2d", f"--out={tmp_path}", "--only=maf"],
-    capture_output=True,
-    text=True,
-    check=False,
-  )
-  assert done.returncode == 2
-  assert "--only must be one of affine coupling" in done.stderr
+def test_unknown_families_are_refused(command, tmp_path):
+  code, _, errors = command("experiments.densities_2d", f"--out={tmp_path}", "--only=maf")
+  assert code == 2
+  assert "--only must be one of affine coupling" in errors
 
 
 def test_every_family_is_a_density_of_points():

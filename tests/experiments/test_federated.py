@@ -1,8 +1,6 @@
 """Federated averaging: one round, the ways to split examples, and the experiment as a command."""
 
 import json
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +10,7 @@ import pytest
 
 from experiments import fedavg, federated
 
-COMMAND = [sys.executable, "-m", "experiments.federated"]
+COMMAND = "experiments.federated"
 RNG = np.random.default_rng(0)
 K, N = 3, 4
 
@@ -210,20 +208,15 @@ def test_collapse_of_parallel_and_of_orthogonal_features():
   np.testing.assert_allclose([found["cosine"], found["singular_ratio"]], [0, 1], atol=1e-6)
 
 
-def test_command_writes_what_it_prints(tmp_path):
+def test_command_writes_what_it_prints(command, tmp_path):
   out = tmp_path / "run"
-  done = subprocess.run(
-    [*COMMAND, f"--out={out}", "--tiny", "--learning_rates=0.1"],
-    capture_output=True,
-    text=True,
-    check=False,
-  )
-  assert done.returncode == 0, done.stderr
+  code, printed, errors = command(COMMAND, f"--out={out}", "--tiny", "--learning_rates=0.1")
+  assert code == 0, errors
   results = json.loads((out / "results.json").read_text())
   rows = {(row["split"], row["model"]): row for row in results["rows"]}
   assert set(rows) == {(s, m) for s in ("label shift", "i.i.d.") for m in federated.MODELS}
-  assert (out / "table.md").read_text() == done.stdout
-  for line in done.stdout.splitlines()[2:]:
+  assert (out / "table.md").read_text() == printed
+  for line in printed.splitlines()[2:]:
     split, label, cell, *_ = (cell.strip() for cell in line.strip("|").split("|"))
     (model,) = (m for m, name in federated.MODELS.items() if name == label)
     accuracy = rows[split, model]["accuracy"]
@@ -234,12 +227,7 @@ def test_command_writes_what_it_prints(tmp_path):
   assert (out / "federated.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_command_refuses_learning_rates(tmp_path):
-  done = subprocess.run(
-    [*COMMAND, f"--out={tmp_path}", "--learning_rates=0.1,-1"],
-    capture_output=True,
-    text=True,
-    check=False,
-  )
-  assert done.returncode == 2
-  assert "--learning_rates must be positive" in done.stderr
+def test_command_refuses_learning_rates(command, tmp_path):
+  code, _, errors = command(COMMAND, f"--out={tmp_path}", "--learning_rates=0.1,-1")
+  assert code == 2
+  assert "--learning_rates must be positive" in errors

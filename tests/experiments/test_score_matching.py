@@ -1,8 +1,6 @@
 """The comparison of likelihood and score matching as a command, and the task of its digits."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -10,16 +8,12 @@ import pytest
 from experiments import score_matching, tasks
 from experiments.configs import ebflow_digits
 
-COMMAND = [sys.executable, "-m", "experiments.score_matching"]
 
-
-def test_command_writes_what_it_prints(tmp_path):
+def test_command_writes_what_it_prints(command, tmp_path):
   out = tmp_path / "run"
-  done = subprocess.run(
-    [*COMMAND, f"--out={out}", "--tiny"], capture_output=True, text=True, check=False
-  )
-  assert done.returncode == 0, done.stderr
-  assert (out / "table.md").read_text() == done.stdout
+  code, printed, errors = command("experiments.score_matching", f"--out={out}", "--tiny")
+  assert code == 0, errors
+  assert (out / "table.md").read_text() == printed
   results = json.loads((out / "results.json").read_text())
   assert [(r["dim"], r["objective"]) for r in results["time"]] == [
     (4, name) for name in score_matching.LABELS
@@ -29,7 +23,7 @@ def test_command_writes_what_it_prints(tmp_path):
   for row in results["sine"] + results["digits"]:
     assert len(row["last"]) == len(row["mean"]) == 2
     assert all(1 < v < 60 for v in row["last"] + row["mean"])
-    assert score_matching.spread(row["mean"]) in done.stdout
+    assert score_matching.spread(row["mean"]) in printed
   # Seeds differ, and so do both sides of the logit.
   assert len({v for row in results["digits"] for v in row["last"]}) == 4
   assert (out / "score_matching.png").read_bytes().startswith(b"\x89PNG")

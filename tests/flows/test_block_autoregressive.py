@@ -43,7 +43,7 @@ def test_forward_is_the_network_of_the_definition():
   layer = _layer(3, width=2, depth=0)
   x = np.random.default_rng(1).standard_normal((4, 3)) * 3
   expected = _dense(layer.last.linear, _leaky(_dense(layer.first, x[..., None])))[..., 0]
-  z, _ = layer.forward(jnp.asarray(x, jnp.float32))
+  z, _ = jax.jit(layer.forward)(jnp.asarray(x, jnp.float32))
   np.testing.assert_allclose(z, expected, rtol=1e-5, atol=1e-5)
 
 

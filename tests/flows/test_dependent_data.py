@@ -86,8 +86,12 @@ def test_without_dependence_it_is_the_ordinary_likelihood():
   relationship = flows.decompose_relationship(_relationship())
   for index in (None, jnp.array([4, 1, 0])):
     rows = slice(None) if index is None else index
-    blocks = flows.block_log_prob(z[rows], BLOCKS, 0.0, index=index)
-    known = flows.relationship_log_prob(z[rows], relationship, 1.0, index=index)
+    blocks, known = jax.jit(
+      lambda z, index: (
+        flows.block_log_prob(z, BLOCKS, 0.0, index=index),
+        flows.relationship_log_prob(z, relationship, 1.0, index=index),
+      )
+    )(z[rows], index)
     np.testing.assert_allclose(blocks, expected[rows], rtol=1e-12)
     np.testing.assert_allclose(known, expected[rows], rtol=1e-12)
   alone = flows.block_log_prob(z[2:3], jnp.arange(6), 0.9, index=jnp.array([2]))
@@ -162,7 +166,8 @@ def test_bad_weights_are_refused():
 
 
 def test_blocks_and_normals_have_their_correlations():
-  block_id, rho = flows.dependent_blocks(jax.random.key(0), 500, max_size=50)
+  draw = jax.jit(lambda key: flows.dependent_blocks(key, 500, max_size=50))
+  block_id, rho = draw(jax.random.key(0))
   sizes = np.bincount(block_id)
   assert block_id.shape == rho.shape == (500,)
   assert np.all(np.diff(block_id) >= 0)
@@ -170,7 +175,8 @@ def test_blocks_and_normals_have_their_correlations():
   assert sizes[:-1].max() == 50  # a heavy tail reaches the limit
   assert 0.5 <= rho.min() < 0.55 < 0.95 < rho.max() < 0.99
   pairs, rho = jnp.repeat(jnp.arange(20_000), 2), jnp.full(20_000, 0.8)
-  z = np.asarray(flows.dependent_normals(jax.random.key(1), pairs, rho)).reshape(-1, 2, 2)
+  z = jax.jit(flows.dependent_normals)(jax.random.key(1), pairs, rho)
+  z = np.asarray(z).reshape(-1, 2, 2)
   np.testing.assert_allclose(np.mean(z**2, axis=0), 1, atol=0.05)
   np.testing.assert_allclose(np.mean(z[:, 0] * z[:, 1], axis=0), 0.8, atol=0.04)
   np.testing.assert_allclose(np.mean(z[:, 0, 0] * z[:, 1, 1]), 0, atol=0.04)

@@ -195,7 +195,7 @@ def test_log_prob_is_wide_and_the_same_in_both_nnx_modes(name):
 def test_gradients_of_parameters(name):
   z = jnp.asarray(np.random.default_rng(3).normal(size=(5, 2)))
   graphdef, state = nnx.split(_make(name))
-  likelihood = lambda state: jnp.sum(nnx.merge(graphdef, state).log_prob(z))
+  likelihood = jax.jit(lambda state: jnp.sum(nnx.merge(graphdef, state).log_prob(z)))
   assert len(jax.tree.leaves(state)) == 2
   check_grads(likelihood, (state,), order=1, modes=["rev"], atol=1e-6, rtol=1e-6)
   assert all(np.all(leaf != 0) for leaf in jax.tree.leaves(jax.grad(likelihood)(state)))

@@ -126,8 +126,7 @@ def test_images_come_back_through_its_convolutions(name):
   shape = (12, 12, 1)  # 3 x 3 at the last level, the least for a periodic kernel of 3
   glow = models.Glow(shape, **TINY, convolution=name, rngs=nnx.Rngs(0))
   x = jnp.asarray(np.random.default_rng(0).uniform(-0.5, 0.5, (4, *shape)), jnp.float32)
-  glow = flows.init_from_data(glow, x)
-  graphdef, state = nnx.split(glow)
+  graphdef, state = nnx.split(jax.jit(flows.init_from_data)(glow, x))
 
   @jax.jit
   def there_and_back(state, x):

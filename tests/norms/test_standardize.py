@@ -79,7 +79,7 @@ def test_derivatives_of_two_orders_are_those_of_the_plain_formula(kind, center, 
     got, wanted = (jax.jit(results, static_argnums=0)(f) for f in (fast, plain))
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
       np.testing.assert_allclose(a, b, rtol=0, atol=1e-10 * np.max(np.abs(b)))
-    check_grads(fast, (x, *affine), order=2, modes=["fwd", "rev"], atol=1e-5, rtol=1e-5)
+    check_grads(jax.jit(fast), (x, *affine), order=2, modes=["fwd", "rev"], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("kind", "center"), [("rows", True), ("rows", False), ("groups", True)])

@@ -162,9 +162,24 @@ def _computed(case):
     results |= {"loss": value, "dx": dx, "x_tokens": layout.tokens(x)}
     flow = merged(params, rest)
     z = layout.images(arrays["z_sample"])
-    results["x_sample"], _ = flow.inverse(z, drawn)
+    steps = [name for name in arrays if name.startswith("prior_z")]
+    variance = jnp.ones(arrays["z_sample"].shape[1:])
+    for t in range(len(steps)):
+      variance = flows.tracked_variance(variance, arrays[f"prior_z{t}"], rate=RATE)
+      results[f"prior_var{t}"] = variance
+    if _prior_is_the_last(case):
+      results |= {f"prior_var{t}": variance for t in range(len(steps))}
+    if "x_sample_learned_prior" in arrays:
+      assert drawn is None
+      wide = layout.images(arrays["z_sample"] * jnp.sqrt(variance)[None])
+      found, _ = flow.inverse(jnp.concatenate([z, wide]))
+      results["x_sample"], results["x_sample_learned_prior"] = jnp.split(found, 2)
+    else:
+      results["x_sample"], _ = flow.inverse(z, drawn)
     for name in arrays:
-      if match := re.fullmatch(r"block_out(\d+)", name):
+      if name == f"block_out{meta['blocks'] - 1}":
+        results[name] = results["z"]
+      elif match := re.fullmatch(r"block_out(\d+)", name):
         output, _ = merged(params, rest, int(match[1]) + 1).forward(x, label)
         results[name] = layout.tokens(output)
       elif match := re.fullmatch(r"x_sample_guidance([\d.]+)_(\w+)", name):
@@ -177,16 +192,6 @@ def _computed(case):
       results["x_denoised"] = flows.denoise(
         density, results["x_sample"], arrays["denoise_sigma"], drawn
       )
-    variance = jnp.ones(arrays["z_sample"].shape[1:])
-    steps = [name for name in arrays if name.startswith("prior_z")]
-    for t in range(len(steps)):
-      variance = flows.tracked_variance(variance, arrays[f"prior_z{t}"], rate=RATE)
-      results[f"prior_var{t}"] = variance
-    if _prior_is_the_last(case):
-      results |= {f"prior_var{t}": variance for t in range(len(steps))}
-    if "x_sample_learned_prior" in arrays:
-      wide = layout.images(arrays["z_sample"] * jnp.sqrt(variance)[None])
-      results["x_sample_learned_prior"], _ = flow.inverse(wide, drawn)
     return results, params_bar
 
   # Compiled without optimizations: tests run each program once.
