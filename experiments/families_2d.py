@@ -88,6 +88,17 @@ def _deep_sigmoidal(size: Size, rngs: nnx.Rngs) -> flows.Flow:
   return _standardized(_autoregressive(transform, 2, size, rngs))
 
 
+def _block_autoregressive(size: Size, rngs: nnx.Rngs) -> flows.Flow:
+  make = lambda rngs, order: flows.Chain(
+    [
+      flows.ActNorm(2),
+      flows.Permutation(order),
+      flows.BlockAutoregressive(2, width=size.width, rngs=rngs),
+    ]
+  )
+  return _scanned(make, _few(size), rngs)
+
+
 def _unconstrained_monotonic(size: Size, rngs: nnx.Rngs) -> flows.Flow:
   transform = lambda rngs: flows.UMNNTransform(8, width=size.width // 2, num_nodes=13, rngs=rngs)
   return _standardized(_autoregressive(transform, 2, size, rngs))
@@ -139,6 +150,7 @@ FAMILIES: dict[str, Make] = {
   "autoregressive spline": _spline_autoregressive,
   "Ferumal": _ferumal,
   "deep sigmoidal": _deep_sigmoidal,
+  "block autoregressive": _block_autoregressive,
   "unconstrained monotonic": _unconstrained_monotonic,
   "Gaussianization": _gaussianization,
   "planar": _planar,

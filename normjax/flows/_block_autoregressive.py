@@ -2,9 +2,12 @@
 
 What differs from the authors' code (https://arxiv.org/abs/1904.04676): the activation is
 `LeakyTanh`, whose range is the whole line, where tanh leaves latents without data; there are no
-gates between layers; a condition may enter behind the first layer.
+gates between layers; a condition may enter behind the first layer; and a new layer is nearly the
+identity on standard data. With rows of norm 1 and no biases it would be a step, steeper the wider
+it is, in which all units of a feature are alike.
 """
 
+import math
 from typing import Any
 
 import jax
@@ -19,19 +22,23 @@ from normjax.flows._invert_monotone import invert_monotone
 from normjax.flows._tanh import LeakyTanh
 from normjax.flows._widened import widened
 
+_REACH = 3.0  # how far from 0 a new layer is nearly the identity
+_STEEPEST = 3.0  # of a new unit: with steeper ones tails would add up, which are not quite flat
+
 
 class BlockLinear(nnx.Module):
   """Maps (b, d, n) to (b, d, m): unit (i, o) sees features up to i, increasing in those of i.
 
   Row (i, o) of the weight is exp(log_gain) w / |w|, w = exp(kernel) at feature i, kernel before.
+  At first exp(log_gain) = gain, and `bias` (m,) is that of every feature.
   """
 
-  def __init__(self, dim, inputs, outputs, *, param_dtype, rngs):
+  def __init__(self, dim, inputs, outputs, *, gain, bias, param_dtype, rngs):
     shape = (dim, outputs, dim, inputs)
     init = nnx.initializers.normal((dim * inputs) ** -0.5)
     self.kernel = nnx.Param(init(rngs.params(), shape, param_dtype))
-    self.log_gain = nnx.Param(jnp.zeros((dim, outputs), param_dtype))
-    self.bias = nnx.Param(jnp.zeros((dim, outputs), param_dtype))
+    self.log_gain = nnx.Param(jnp.full((dim, outputs), math.log(gain), param_dtype))
+    self.bias = nnx.Param(jnp.tile(jnp.asarray(bias, param_dtype), (dim, 1)))
 
   def weight(self, dtype):
     """Return the weight (d, m, d, n), and the logs (d, m, n) of its positive diagonal blocks."""
@@ -57,9 +64,9 @@ class BlockLinear(nnx.Module):
 class BlockLayer(nnx.Module):
   """A leaky tanh, then a `BlockLinear`."""
 
-  def __init__(self, dim, inputs, outputs, *, max_val, param_dtype, rngs):
+  def __init__(self, dim, inputs, outputs, *, max_val, **options):
     self.activation = LeakyTanh(max_val)
-    self.linear = BlockLinear(dim, inputs, outputs, param_dtype=param_dtype, rngs=rngs)
+    self.linear = BlockLinear(dim, inputs, outputs, **options)
 
   def __call__(self, carry):
     h, log_slope = carry
@@ -77,6 +84,9 @@ class BlockAutoregressive(Bijector):
   layers: blocks on the diagonal are positive, exp(kernel), rows have norm exp(log_gain). The
   slopes are products of positive matrices, taken in the logs. The density takes one pass; the
   inverse solves for one feature after the other with `invert_monotone`.
+
+  A new layer is nearly the identity where |x_i| < 3: data should be standardized, by an `ActNorm`
+  say. Further out it is flat, so there it learns slowly.
 
   Args:
     dim: D, at least 1.
@@ -116,13 +126,20 @@ class BlockAutoregressive(Bijector):
     check_sizes(0, depth=depth)
     self.dim, self.width, self.cond_dim = dim, width, cond_dim
     options = {"param_dtype": param_dtype, "rngs": rngs}
-    self.first = BlockLinear(dim, 1, width, **options)
+    # The mean of tanh(s (x - c)) over c in [-R, R] is tanh(s R) / R x for small x; s is such that
+    # one unit rises where its neighbours do. The weights of a sum are about width^-1/2.
+    steepness = min(width / (2 * _REACH), _STEEPEST)
+    centres = _REACH * ((2 * np.arange(width) + 1) / width - 1)
+    gain = _REACH / math.tanh(steepness * _REACH) * width**-0.5
+    bias = -steepness * centres
+    self.first = BlockLinear(dim, 1, width, gain=steepness, bias=bias, **options)
     self.context = None if cond_dim is None else nnx.Linear(cond_dim, dim * width, **options)
     make = lambda rngs: BlockLayer(
-      dim, width, width, max_val=max_val, param_dtype=param_dtype, rngs=rngs
-    )
+      dim, width, width, max_val=max_val, gain=steepness * gain, bias=bias,
+      param_dtype=param_dtype, rngs=rngs,
+    )  # fmt: skip
     self.blocks = Repeat(make, depth, rngs=rngs) if depth else None
-    self.last = BlockLayer(dim, width, 1, max_val=max_val, **options)
+    self.last = BlockLayer(dim, width, 1, max_val=max_val, gain=gain, bias=[0.0], **options)
 
   def _run(self, x, cond):
     """Return the latents and the logs of their slopes, both (b, d)."""

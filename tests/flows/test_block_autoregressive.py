@@ -59,6 +59,21 @@ def test_a_latent_depends_on_the_features_up_to_its_own_and_grows_with_it():
   assert np.all(jacobian[:, 1, 0] != 0)
 
 
+def test_a_new_layer_is_nearly_the_identity_on_standard_data_and_its_units_differ():
+  x = jnp.asarray(np.random.default_rng(1).standard_normal((256, 2)), jnp.float32)
+
+  @jax.jit
+  def run():
+    layer = flows.BlockAutoregressive(2, width=32, depth=2, rngs=nnx.Rngs(0))
+    units = layer.first(x[:1, :, None], jnp.zeros((1, 2, 1)))[0]
+    return *layer.forward(x), jnp.diff(jnp.sort(units[0, 0]))
+
+  z, log_det, apart = run()
+  # The excess of -log p per feature over that of the identity; of steps of 32 units, 18.
+  assert np.mean(np.sum((z**2 - x**2) / 2, axis=1) - log_det) / 2 < 0.12
+  assert np.all(apart > 0.1)
+
+
 def test_no_finite_number_gives_nan_and_the_inverse_has_its_derivatives():
   layer = _layer(2, width=3, depth=1)
 
