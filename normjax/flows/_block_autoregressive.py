@@ -122,7 +122,7 @@ class BlockAutoregressive(Bijector):
     param_dtype=jnp.float32,
     rngs: nnx.Rngs,
   ):
-    check_sizes(dim=dim, width=width)
+    check_sizes(dim=dim, width=width, cond_dim=cond_dim)
     check_sizes(0, depth=depth)
     self.dim, self.width, self.cond_dim = dim, width, cond_dim
     options = {"param_dtype": param_dtype, "rngs": rngs}
