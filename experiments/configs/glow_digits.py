@@ -1,9 +1,11 @@
 """Glow on scikit-learn's digits; `--config.model.convolution=cinc` and others for its relatives.
 
-Expected, seed 0: 2.434 ± 0.021 held-out bits/dim (360 images x 5 draws) after 1500 steps with 1x1
-convolutions, 2.600 ± 0.036 with "cinc", 2.577 ± 0.038 with "emerging", where a Gaussian mixture has
-2.600; 70 seconds of training with "cinc" on 2 CPU cores. The last batches' loss is 2.13 with 1x1,
-2.20 with "cinc": all overfit. Samples are blobs of a digit's size, some of which one can name.
+Expected, seed 0, held-out bits/dim (360 images x 5 draws) after 1500 steps: 2.434 ± 0.021 with 1x1
+convolutions, 2.402 ± 0.023 with "emerging", 2.383 ± 0.032 with "cinc_full", 2.600 ± 0.036 with
+"cinc", where a Gaussian mixture has 2.600; 70 seconds of training on 2 idle CPU cores. The last
+batches' loss is 2.13 with 1x1, 2.09 with "emerging": all overfit. Samples are blobs of a digit's
+size, some of which one can name. "periodic" needs `--config.model.num_levels=1`: its kernels of 3
+do not fit the 2 x 2 pixels of the second level.
 """
 
 from experiments.configs.common import density_config

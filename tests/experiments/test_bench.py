@@ -36,6 +36,8 @@ def shrunk(name):
     return dataclasses.replace(work, inputs=lambda: _convolutions._inputs((2, 4, 5, 3)))
   if layer in ("rqs_coupling", "maf"):
     return dataclasses.replace(work, inputs=lambda: _flows.inputs(4, 3))
+  if layer == "injective":
+    return dataclasses.replace(work, inputs=lambda: _flows.inputs(4, 17))
   mean = 3000.0 if "mean" in name else 0.0
   shape = SMALL.get(layer, SMALL["image"])
   return dataclasses.replace(work, inputs=lambda: affine_inputs(shape, mean))
