@@ -1,6 +1,9 @@
 """An energy-based flow of convolutions on scikit-learn's digits, trained by score matching.
 
-Not yet trained. The deviation of noise is that of the paper's convolutional flows.
+Expected, seed 0: 6.475 held-out bits/dim after 4000 steps, half a minute, where a uniform density
+has 4.09: the loss stays near 50 from step 200 on, where bits/dim are 5.72, and samples are stripes
+in black and white. Score matching alone makes no density of digits here. The deviation of noise is
+that of the paper's convolutional flows.
 """
 
 from experiments.configs.common import score_matching_config
