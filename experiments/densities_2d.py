@@ -71,6 +71,11 @@ def entropy(name: str, points: np.ndarray) -> float | None:
   return None if log_prob is None else float(-jnp.mean(log_prob(jnp.asarray(points))))
 
 
+def falling_adam(learning_rate: float, steps: int) -> optax.GradientTransformation:
+  """Return Adam, with a learning rate that falls to zero along a cosine."""
+  return optax.adam(optax.cosine_decay_schedule(learning_rate, steps))
+
+
 def train(
   flow: flows.Flow,
   objective: Callable[[flows.Flow, jax.Array, jax.Array], jax.Array],
@@ -111,7 +116,7 @@ def fit(make: families_2d.Make, settings: Settings) -> Callable[..., Any]:
       batch = pool[jax.random.randint(key, (settings.batch_size,), 0, len(pool))]
       return -jnp.mean(flow.log_prob(batch))
 
-    adam = optax.adam(optax.cosine_decay_schedule(settings.learning_rate, settings.steps))
+    adam = falling_adam(settings.learning_rate, settings.steps)
     flow = train(flow, objective, settings.steps, adam, batch_key)
     scores = -flow.log_prob(held_out)
     error = jnp.std(scores) / jnp.sqrt(len(held_out))

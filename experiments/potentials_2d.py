@@ -21,12 +21,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from absl import app, flags
 from flax import nnx
 
 from experiments import command, families_2d, plots, workdirs
-from experiments.densities_2d import mesh, save, show_density, train
+from experiments.densities_2d import falling_adam, mesh, save, show_density, train
 from normjax import flows
 
 _END, _SOFTNESS = 4.0, 0.4  # where the wall begins, and the deviation of a normal density into it
@@ -106,7 +105,7 @@ def fit(make: families_2d.Make, settings: Settings) -> Callable[..., Any]:
 
     init_key, train_key, draw_key = jax.random.split(key, 3)
     flow = make(settings, nnx.Rngs(init_key))
-    adam = optax.adam(optax.cosine_decay_schedule(settings.learning_rate, settings.steps))
+    adam = falling_adam(settings.learning_rate, settings.steps)
     flow = train(flow, objective, settings.steps, adam, train_key)
     weights = flows.importance_log_weights(flow, energy, draw_key, settings.draws)
     return weights, flow.log_prob(points)
