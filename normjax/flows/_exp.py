@@ -2,6 +2,7 @@
 
 import math
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -13,6 +14,21 @@ def finite_exp(x: Float[Array, "..."]) -> Float[Array, "..."]:
   # No `minimum`: it multiplies gradients by zero, and where they are infinite that would be NaN.
   largest = math.log(float(jnp.finfo(x.dtype).max)) * (1 - 1e-6)
   return jnp.exp(jnp.where(x > largest, largest, x))
+
+
+def stretched(
+  x: Float[Array, "*batch"], log_scale: Float[Array, "*batch"]
+) -> Float[Array, "*batch"]:
+  """Return x exp(log_scale), which grows no entry beyond 1e30 (in float64 1e246).
+
+  A scale without a bound overflows on what is far from the data, and the next matrix product makes
+  NaN of infinities. Where the limit acts, gradients are zero.
+  """
+  limit = 0.8 * math.log(float(jnp.finfo(x.dtype).max))
+  room = jnp.maximum(limit - jnp.log(jnp.maximum(jnp.abs(x), 1)), 0)
+  beyond = log_scale > room
+  y = x * jnp.exp(jnp.where(beyond, jax.lax.stop_gradient(room), log_scale))
+  return jnp.where(beyond, jax.lax.stop_gradient(y), y)
 
 
 class Exp(Pointwise):

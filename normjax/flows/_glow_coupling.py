@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 
 from normjax.flows._checks import check_features, check_sizes
 from normjax.flows._coupling import Coupling
-from normjax.flows._exp import finite_exp
+from normjax.flows._exp import stretched
 from normjax.flows._glow_network import GlowNetwork
 from normjax.flows._widened import widened
 
@@ -113,7 +113,7 @@ class GlowCoupling(_ChannelCoupling):
     shift, raw = theta[..., 0::2], theta[..., 1::2] + 2
     log_det = -jnp.sum(jax.nn.log_sigmoid(raw), axis=(1, 2, 3))
     # 1 / sigmoid(raw) as 1 + exp(-raw), which is exact where sigmoid underflows.
-    return (y2 * (1 + finite_exp(-raw)) - shift).astype(y2.dtype), log_det
+    return (y2 + stretched(y2, -raw) - shift).astype(y2.dtype), log_det
 
 
 class AdditiveGlowCoupling(_ChannelCoupling):

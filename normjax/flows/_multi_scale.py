@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, PyTree
 
 from normjax.flows._bijector import Bijector
 from normjax.flows._checks import as_labels, check_batch, check_shape, check_sizes
-from normjax.flows._exp import finite_exp
+from normjax.flows._exp import stretched
 from normjax.flows._glow_network import LOG_SCALE_FACTOR, ZeroConv
 from normjax.flows._reshape import Squeeze
 from normjax.flows._widened import widened
@@ -215,19 +215,19 @@ class MultiScale(Bijector):
     )
     mean, log_std = (jnp.broadcast_to(h, top.shape) for h in self.top(z.shape[0], z.dtype, cond))
     log_det = _sum(log_std)
-    x, step = apply(self.levels[-1], mean + finite_exp(log_std) * top)
+    x, step = apply(self.levels[-1], mean + stretched(top, log_std))
     x, log_det = self.squeeze.inverse(x)[0], log_det + step
     for i in reversed(range(len(splits))):
       mean, log_std = self.priors[i](x)
       log_det = log_det + _sum(log_std)
-      x = jnp.concatenate([x, mean + finite_exp(log_std) * splits[i]], axis=-1)
+      x = jnp.concatenate([x, mean + stretched(splits[i], log_std)], axis=-1)
       x, step = apply(self.levels[i], x)
       x, log_det = self.squeeze.inverse(x)[0], log_det + step
     return x, log_det
 
 
 def _standardized(latents):
-  eps = [(z - mean) * finite_exp(-log_std) for z, mean, log_std in latents]
+  eps = [stretched(z - mean, -log_std) for z, mean, log_std in latents]
   return jnp.concatenate([e.reshape(e.shape[0], -1) for e in eps], axis=1)
 
 

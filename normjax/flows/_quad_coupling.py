@@ -12,7 +12,7 @@ from flax import nnx
 
 from normjax.flows._bijector import Bijector
 from normjax.flows._checks import check_batch
-from normjax.flows._exp import finite_exp
+from normjax.flows._exp import stretched
 from normjax.flows._widened import widened
 
 
@@ -93,7 +93,7 @@ class QuadCoupling(Bijector):
     outputs, log_det = quarters[:1], 0.0
     for n, net in enumerate(self.nets, 1):
       shift, log_scale = _affine(net, outputs, run)
-      outputs.append(quarters[n] * finite_exp(-log_scale) - shift)
+      outputs.append(stretched(quarters[n], -log_scale) - shift)
       log_det = log_det - _sum(log_scale)
     return jnp.concatenate(outputs, axis=-1).astype(z.dtype), log_det
 

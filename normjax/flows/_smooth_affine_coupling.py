@@ -13,7 +13,7 @@ from jaxtyping import Array, Int
 
 from normjax.blocks import Repeat
 from normjax.flows._checks import check_cond, check_sizes
-from normjax.flows._exp import finite_exp
+from normjax.flows._exp import stretched
 from normjax.flows._ordered_coupling import OrderedCoupling
 from normjax.flows._widened import widened
 
@@ -119,9 +119,9 @@ class SmoothAffineCoupling(OrderedCoupling):
   def transform(self, x2, theta):
     """Return `((x2 - t) exp(-s), -sum(s))`."""
     s, t = theta
-    return ((x2 - t) * finite_exp(-s)).astype(x2.dtype), -jnp.sum(s, axis=1)
+    return stretched(x2 - t, -s).astype(x2.dtype), -jnp.sum(s, axis=1)
 
   def untransform(self, y2, theta):
     """Return `(y2 exp(s) + t, sum(s))`."""
     s, t = theta
-    return (y2 * finite_exp(s) + t).astype(y2.dtype), jnp.sum(s, axis=1)
+    return (stretched(y2, s) + t).astype(y2.dtype), jnp.sum(s, axis=1)

@@ -36,10 +36,10 @@ class TarFlow(Bijector):
     z_i = (x_i - b_i) exp(-a_i);  log_det -= sum(a).
   At initialization every block is the identity and log_det is 0.
 
-  `forward` is parallel over tokens. `inverse` computes one token after the other, with cached keys
-  and values: n steps for each block. It multiplies by exp(a) and feeds the result back, which
-  overflows for latents or parameters far from the trained ones: such an example's `log_det` is NaN,
-  and `guided_inverse` returns a flag.
+  `forward` is parallel over tokens, and grows no entry beyond 1e30. `inverse` computes one token
+  after the other, with cached keys and values: n steps for each block. It multiplies by exp(a) and
+  feeds the result back, which overflows for latents or parameters far from the trained ones: such
+  an example's `log_det` is NaN, and `guided_inverse` returns a flag.
 
   Args:
     shape: (H, W, C) of the images.

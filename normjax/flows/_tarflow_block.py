@@ -7,6 +7,7 @@ from jaxtyping import Array, Float
 
 from normjax.blocks import dot_general
 from normjax.flows._bijector import Bijector
+from normjax.flows._exp import stretched
 from normjax.flows._jet import Permutation
 from normjax.flows._tarflow_guidance import UNCONDITIONAL, Condition
 from normjax.flows._tarflow_transformer import CausalTransformer, uniform_linear
@@ -66,7 +67,7 @@ class AutoregressiveBlock(Bijector):
     h = self._embed(x, self._reorder(self.posemb[...][None]), self._class_vector(cond.label))
     later = lambda o: jnp.pad(o[:, :-1], ((0, 0), (1, 0), (0, 0)))
     log_scale, shift = map(later, self._predict(self.transformer(h)))
-    z = (x - shift) * jnp.exp(-log_scale)
+    z = stretched(x - shift, -log_scale)
     return self._reorder(z), -jnp.sum(log_scale, axis=(1, 2))
 
   def inverse(self, z: Float[Array, "b n f"], cond: Condition = UNCONDITIONAL):

@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from normjax import flows
-from tests.contracts.bijectors import BATCH, ROWS
+from tests.contracts.bijectors import BATCH, ROWS, real
 from tests.contracts.variants import variants_slow
 
 # A primitive of a program's text that factorizes a matrix.
@@ -23,6 +23,9 @@ FACTORIZED = ("ResidualFlow", "RotationLinear")
 # Bases to derive from: they can't be constructed.
 ABSTRACT = {"Bijector", "Coupling"}
 METHODS = ("forward", "inverse")
+
+# Two digits of float32 are left above the largest: a sum of terms may not overflow.
+EXTREMES = (1e-30, 1e4, 1e15, 1e30)
 
 
 def _public_bijectors():
@@ -71,12 +74,13 @@ def _inputs(row, dtype=jnp.float32):
 def _with_gradients(graphdef):
   """Return a function of method and state, with gradients of a loss that feels every output.
 
-  Compiled once per method, it serves both ends of a round trip.
+  Compiled once per method, it serves both ends of a round trip. The loss and its slope are finite
+  whatever the outputs are, so NaN in a gradient are of the bijector.
   """
 
   def loss(params, value, rest, cond, method):
     output, log_det = getattr(nnx.merge(graphdef, params, rest), method)(value, cond)
-    return jnp.sum(jnp.sin(output)) + jnp.sum(log_det**2), (output, log_det)
+    return jnp.sum(jnp.arctan(output)) + jnp.sum(jnp.arctan(log_det)), (output, log_det)
 
   return jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True), static_argnums=4)
 
@@ -85,7 +89,7 @@ def _narrow(name):
   """Return the row's inputs and what all its tests in float32 share.
 
   `gradients` are those of x and z, {method: (loss, params_bar, value_bar)}; `other` is what another
-  condition gives, {method: (output, log_det)}.
+  condition gives, {method: (output, log_det)}; `nan` lists what made NaN, (method, size).
   """
   row, (x, z, cond) = ROWS[name], _inputs(ROWS[name])
   graphdef, params, rest = nnx.split(_made(name), nnx.Param, ...)
@@ -107,12 +111,30 @@ def _narrow(name):
     "log_dets": ((there_log_det, back_log_det), (up_log_det, down_log_det)),
     "gradients": gradients,
   }
+  results["nan"] = [
+    (method, size)
+    for method, value, draw in zip(METHODS, (x, z), (row.data, row.latents), strict=True)
+    for size in EXTREMES
+    if draw is real and _any_nan(run(params, _with_extremes(value, size), rest, cond, method))
+  ]
   if row.cond is not None:
     results["other"] = {
       method: run(params, value, rest, row.cond(2), method)[0][1]
       for method, value in zip(METHODS, (x, z), strict=True)
     }
   return (x, z, cond), results
+
+
+def _with_extremes(value, size):
+  """Return a batch with entries +-size: every one of an example, or one of each other example."""
+  rows = np.array(value).reshape(BATCH, -1)
+  rows[0] = size * (-1.0) ** np.arange(rows.shape[1])
+  rows[1, 0], rows[2, rows.shape[1] // 2] = size, -size
+  return jnp.asarray(rows.reshape(value.shape))
+
+
+def _any_nan(tree):
+  return any(np.isnan(leaf).any() for leaf in jax.tree.leaves(tree))
 
 
 @functools.lru_cache(maxsize=2)
@@ -335,3 +357,9 @@ def test_gradients_are_finite(name):
     assert np.all(value_bar != 0)
   params_bar = jax.tree.leaves([params_bar for _, params_bar, _ in gradients])
   assert not params_bar or any(np.any(leaf != 0) for leaf in params_bar)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_no_finite_number_makes_nan(name):
+  _, results = _results(name, "float32")
+  assert {m for m, _ in results["nan"]} == ({"inverse"} if ROWS[name].overflows else set())

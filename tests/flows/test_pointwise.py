@@ -7,6 +7,7 @@ import pytest
 from scipy import special, stats
 
 from normjax import flows
+from normjax.flows._exp import stretched
 
 LAYERS = {
   "cauchy_cdf": flows.CauchyCDF(),
@@ -52,6 +53,24 @@ def test_no_finite_number_gives_nan(name):
   assert np.all(np.isfinite(z))
   assert np.all(np.isfinite(log_det[moderate]))
   assert np.all(np.isfinite(again[moderate]))
+
+
+def test_scales_without_a_bound_stop_growing():
+  x = jnp.array([2.0, -2.0, 0.0, 3e35, 2.0, -1e-30])
+  log_scale = jnp.array([3.0, 100.0, 100.0, 5.0, -1e30, 1e30])
+
+  @jax.jit
+  def run(x, log_scale):
+    y, vjp = jax.vjp(stretched, x, log_scale)
+    return y, vjp(jnp.ones_like(y))
+
+  y, slopes = run(x, log_scale)
+  limit = float(MAX) ** 0.8
+  # What is large stays, and what is small is stretched as much as a one.
+  expected = [2 * np.exp(3), -limit, 0, 3e35, 0, -1e-30 * limit]
+  np.testing.assert_allclose(y, expected, rtol=1e-5)
+  np.testing.assert_allclose(slopes[0], [np.exp(3), 0, 0, 0, 0, 0], rtol=1e-6)
+  np.testing.assert_allclose(slopes[1], [2 * np.exp(3), 0, 0, 0, 0, 0], rtol=1e-6)
 
 
 SCIPY = {

@@ -35,6 +35,7 @@ class Row:
     cond: `cond(seed)` draws the condition of BATCH examples; None: unconditional.
     bad_conds: conditions that must be refused.
     jacobian: how the Jacobian is taken; `jax.jacrev` for a backward pass of one's own.
+    overflows: whether `inverse` may overflow, and says so by a NaN.
   """
 
   make: Callable
@@ -47,6 +48,7 @@ class Row:
   cond: Callable | None = None
   bad_conds: tuple = ()
   jacobian: Callable = jax.jacfwd
+  overflows: bool = False
 
 
 CONTEXT = lambda seed: jnp.asarray(real(seed, (BATCH, 2)), jnp.float32)

@@ -18,6 +18,7 @@ IMAGE = dict(shape=(4, 4, 1), bad_shapes=((BATCH, 4, 2, 2), (BATCH, 4, 4, 2), (4
 ROWS = {
   "TarFlow": Row(
     _tarflow(num_classes=5),
+    overflows=True,
     **IMAGE,
     cond=lambda seed: (jnp.arange(BATCH) + seed) % 5,
     bad_conds=(
