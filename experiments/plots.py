@@ -66,6 +66,29 @@ def image_grid(
   return Path(path)
 
 
+def image_rows(rows: dict[str, np.ndarray], path: str | Path, *, num_levels: int = 256) -> Path:
+  """Draw rows of images with the name of each row beside it.
+
+  Args:
+    rows: by name (n, h, w, c) integers as for `image_grid`, alike in shape.
+    path: the PNG.
+    num_levels: what is white.
+
+  Returns:
+    The path.
+  """
+  count = len(next(iter(rows.values())))
+  size = {"figsize": (0.75 * count + 1.6, 0.8 * len(rows)), "squeeze": False}
+  figure, axes = plt.subplots(len(rows), count, layout="constrained", **size)
+  for line, (name, images) in zip(axes, rows.items(), strict=True):
+    for panel, image in zip(line, np.asarray(images) / (num_levels - 1), strict=True):
+      shown = np.broadcast_to(image, (*image.shape[:2], 3))  # grey in three channels
+      panel.imshow(shown, vmin=0, vmax=1, interpolation="nearest")
+      panel.axis("off")
+    line[0].annotate(name, (-0.15, 0.5), xycoords="axes fraction", ha="right", va="center")
+  return _save(figure, path)
+
+
 def curves(workdir: str) -> Path:
   """Draw training and held-out bits per dimension against the step, into `curves.png`.
 

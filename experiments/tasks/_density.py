@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from experiments import data, plots
 from experiments.references import references
 from experiments.tasks._density_pictures import density_pictures
+from experiments.tasks._nearest import nearest
 from experiments.tasks._scoring import markdown, mean_and_error, over_held_out
 from experiments.tasks._task import Task
 from normjax import flows
@@ -21,6 +22,7 @@ _FLOWS = {
   "tarflow": "normjax.flows.TarFlow",
 }
 _DEQUANTIZERS = ("uniform", "variational")
+_COMPARED = 256  # samples whose nearest training images are looked for
 
 
 class Density(Task):
@@ -65,10 +67,11 @@ class Density(Task):
 
   def augment(self, image, key):
     """Return pixels of uint8 images (b, h, w, c), the middles of their bins plus normal noise."""
-    middle = flows.dequantize(
-      image, jnp.full(image.shape, 0.5), levels=self.config.levels, low=self.config.low
-    )
-    return middle + self.config.noise * jax.random.normal(key, image.shape)
+    return self._middle(image) + self.config.noise * jax.random.normal(key, image.shape)
+
+  def _middle(self, image):
+    half = jnp.full(image.shape, 0.5)
+    return flows.dequantize(image, half, levels=self.config.levels, low=self.config.low)
 
   def pixels(self, image, key):
     """Return what the flow is trained on: dequantized images, or noisy ones."""
@@ -123,7 +126,9 @@ class Density(Task):
     Returns:
       `bits_per_dim`, the mean over images and draws, `bits_per_dim_se`, its standard error over
       images, `weighted`, the tighter bound by the mean of the draws' probabilities (importance
-      weighting, Burda et al., 2015, arXiv 1509.00519), `references`, `draws` and `examples`.
+      weighting, Burda et al., 2015, arXiv 1509.00519), `references`, `draws` and `examples`. With
+      `config.noise` also `nearest`: how far samples, denoised ones and held-out images are from
+      the nearest training image, root mean squares over pixels, each with its standard error.
     """
     draws = self.config.eval.draws if draws is None else draws
     if draws < 1:
@@ -133,13 +138,30 @@ class Density(Task):
     bit = math.prod(self.dataset.shape) * math.log(2)  # in nats
     together = np.logaddexp.reduce(-bit * bits.astype(float), axis=1) - math.log(draws)
     tiny = len(self.dataset.train["image"]) < 500 or self.config.total_steps < 50
-    return {
+    result = {
       "bits_per_dim": mean,
       "bits_per_dim_se": error,
       "weighted": float(-together.mean() / bit),
       "references": references(self.dataset, self.config.seed, tiny=tiny),
       "draws": draws,
       "examples": len(bits),
+    }
+    return result | {"nearest": self._nearest(flow)} if self.config.noise else result
+
+  def _nearest(self, flow):
+    label = jnp.arange(_COMPARED) % self.num_classes if self.num_classes else None
+
+    @jax.jit
+    def draw(flow, key):
+      x = flow.sample(key, _COMPARED, label)
+      return x, flows.denoise(flow, x, self.config.noise, label)
+
+    noisy, denoised = draw(flow, jax.random.key(self.config.seed + 2))
+    held_out = self._middle(self.evaluation_arrays(_COMPARED)["image"])
+    images = np.asarray(self._middle(self.dataset.train["image"]))
+    return {
+      name: mean_and_error(nearest(np.asarray(x), images))
+      for name, x in {"noisy": noisy, "denoised": denoised, "held-out": held_out}.items()
     }
 
   def table(self, result):
@@ -154,6 +176,8 @@ class Density(Task):
       "gmm": "Gaussian mixture",
     }
     rows += [(names.get(k, k), f"{v:.3f}") for k, v in result["references"].items()]
+    for name, (mean, error) in result.get("nearest", {}).items():
+      rows.append((f"distance to training images: {name}", f"{mean:.4f} ± {error:.4f}"))
     head = f"held-out, {result['examples']} images x {result['draws']} draws"
     return markdown(head, "bits/dim", rows)
 

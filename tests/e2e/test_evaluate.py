@@ -7,7 +7,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import data, evaluate, sample, sampling_speed, tasks, train, workdirs
+from experiments import (
+  data,
+  evaluate,
+  plots,
+  sample,
+  sample_rows,
+  sampling_speed,
+  tasks,
+  train,
+  workdirs,
+)
 from normjax import checkpoint, flows
 from tests.e2e import runs
 
@@ -118,3 +128,26 @@ def test_the_least_time_of_a_sample_counts(conditional, monkeypatch):
   assert draws == [(1, 8, 8, 1), (2, 8, 8, 1)]
   with pytest.raises(ValueError, match="sizes and repeats must be at least 1, got .0. and 5"):
     sampling_speed.run(str(conditional), (0,))
+
+
+def test_flows_draw_rows_below_held_out_images(conditional, uninterrupted, tmp_path, monkeypatch):
+  seen = {}
+  draw = plots.image_rows
+  monkeypatch.setattr(
+    plots, "image_rows", lambda rows, *a, **o: seen.update(rows) or draw(rows, *a, **o)
+  )
+  rows = {"plain": str(uninterrupted), "by class": str(conditional)}
+  path = sample_rows.run(rows, str(tmp_path / "rows.png"), count=3, temperature=0.5)
+  assert [*seen] == ["held out", "plain", "by class"]
+  task, flow = workdirs.open_workdir(str(uninterrupted))
+  np.testing.assert_array_equal(seen["held out"], task.evaluation_arrays(3)["image"])
+  expected = task.samples(flow, jax.random.key(0), 3, 0.5)
+  # A pixel at the edge of a level may fall to either side of it.
+  assert np.mean(seen["plain"] != expected) < 0.02
+  picture = np.asarray(Image.open(path))
+  assert picture.shape[0] > 3 * 90  # three rows
+  assert picture.std() > 30
+  with pytest.raises(ValueError, match="count at least 1"):
+    sample_rows.run(rows, str(path), count=0)
+  with pytest.raises(ValueError, match="rows must not be empty"):
+    sample_rows.run({}, str(path))

@@ -83,6 +83,22 @@ def test_learned_dequantization_bounds_the_bits():
     tiny(dequantizer="variatonal")
 
 
+def test_denoised_samples_are_compared_with_training_images():
+  task = tiny(noise=0.5, eval={"draws": 1})
+  flow = build(task)
+  result = task.evaluate(flow)
+  found = result["nearest"]
+  images = 2 * (task.dataset.train["image"] + 0.5) / 17 - 1
+  # The flow is the identity, so samples are of N(0, I) and their means given are 1 - 0.5^2 of them.
+  x = np.asarray(flow.sample(jax.random.key(task.config.seed + 2), 256))
+  held_out = 2 * (task.evaluation_arrays(256)["image"] + 0.5) / 17 - 1
+  for name, points in {"noisy": x, "denoised": 0.75 * x, "held-out": held_out}.items():
+    expected = [np.sqrt(np.min(np.mean((p - images) ** 2, axis=(1, 2, 3)))) for p in points]
+    mean, error = np.mean(expected), np.std(expected, ddof=1) / 16
+    np.testing.assert_allclose(found[name], (mean, error), rtol=1e-5)
+  assert f"denoised | {found['denoised'][0]:.4f} ± " in task.table(result)
+
+
 def test_labels_are_dropped_as_often_as_asked():
   batch = {"image": np.zeros((400, 8, 8, 1), np.uint8), "label": np.arange(400) % 10}
   seen = []
