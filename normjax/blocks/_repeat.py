@@ -18,11 +18,11 @@ class Repeat(nnx.Module):
 
   Args:
     make: `make(rngs)` builds one block; it is traced once, whatever the length.
-    length: the number of blocks, at least 1.
+    length: the number of blocks; none is the identity.
     rngs: the random streams; every block gets its own split of each.
 
   Raises:
-    ValueError: if `length` is below 1.
+    ValueError: if `length` is below 0.
 
   Example:
     >>> import jax.numpy as jnp
@@ -33,18 +33,20 @@ class Repeat(nnx.Module):
   """
 
   def __init__(self, make: Callable[[nnx.Rngs], nnx.Module], length: int, *, rngs: nnx.Rngs):
-    if length < 1:
-      raise ValueError(f"length must be at least 1, got {length}")
+    if length < 0:
+      raise ValueError(f"length must be at least 0, got {length}")
 
     @nnx.split_rngs(splits=length)
     @nnx.vmap
     def create(rngs):
       return make(rngs)
 
-    self.blocks = create(rngs)
+    self.blocks = create(rngs) if length else None
 
   def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
     """Return the output of the last block, in the shape of `x`."""
+    if self.blocks is None:
+      return x
     graphdef, *states = nnx.split(self.blocks, _READ, ...)
     parts: Any = states
     read, kept = map(nnx.to_pure_dict, parts)

@@ -138,7 +138,7 @@ class BlockAutoregressive(Bijector):
       dim, width, width, max_val=max_val, gain=steepness * gain, bias=bias,
       param_dtype=param_dtype, rngs=rngs,
     )  # fmt: skip
-    self.blocks = Repeat(make, depth, rngs=rngs) if depth else None
+    self.blocks = Repeat(make, depth, rngs=rngs)
     self.last = BlockLayer(dim, width, 1, max_val=max_val, gain=gain, bias=[0.0], **options)
 
   def _run(self, x, cond):
@@ -147,7 +147,7 @@ class BlockAutoregressive(Bijector):
     if self.context is not None:
       shift = self.context(cond.astype(x.dtype)).reshape(-1, self.dim, self.width)
       carry = carry[0] + shift, carry[1]
-    z, log_slope = self.last(carry if self.blocks is None else self.blocks(carry))
+    z, log_slope = self.last(self.blocks(carry))
     return z[..., 0], log_slope[..., 0]
 
   def forward(self, x, cond=None):

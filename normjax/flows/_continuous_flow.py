@@ -35,14 +35,14 @@ class Velocity(nnx.Module):
     options = {"param_dtype": param_dtype, "rngs": rngs}
     self.first = nnx.Linear(dim + 1 + (cond_dim or 0), width, **options)
     make = lambda rngs: VelocityBlock(width, param_dtype, rngs)
-    self.blocks = Repeat(make, depth, rngs=rngs) if depth else None
+    self.blocks = Repeat(make, depth, rngs=rngs)
     self.last = nnx.Linear(width, dim, kernel_init=nnx.initializers.zeros, **options)
 
   def __call__(self, t, x, cond):
     time = jnp.broadcast_to(t.astype(x.dtype), (x.shape[0], 1))
     inputs = [x, time] if cond is None else [x, time, cond.astype(x.dtype)]
     h: Any = self.first(jnp.concatenate(inputs, axis=1))
-    return self.last(jnp.tanh(h if self.blocks is None else self.blocks(h)))
+    return self.last(jnp.tanh(self.blocks(h)))
 
 
 class ContinuousFlow(Estimating):

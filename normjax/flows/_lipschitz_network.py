@@ -100,7 +100,7 @@ class LipschitzNetwork(nnx.Module):
       None if cond_dim is None else nnx.Linear(cond_dim, width, param_dtype=param_dtype, rngs=rngs)
     )
     make = lambda rngs: LipschitzBlock(width, width, **(options | {"rngs": rngs}))
-    self.blocks = Repeat(make, depth, rngs=rngs) if depth else None
+    self.blocks = Repeat(make, depth, rngs=rngs)
     self.last = LipschitzBlock(width, dim, **options)
 
   def __call__(self, x, cond):
@@ -108,4 +108,4 @@ class LipschitzNetwork(nnx.Module):
     h: Any = self.first(x)
     if self.context is not None:
       h = h + self.context(cond.astype(x.dtype))
-    return self.last(h if self.blocks is None else self.blocks(h))
+    return self.last(self.blocks(h))

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from normjax.flows._bijector import Bijector
@@ -81,7 +82,7 @@ class Sampler:
   def sample(
     self,
     key: Array | None = None,
-    sample_shape: Sequence[int] | int = (),
+    sample_shape: Sequence[int] | int | np.integer = (),
     *,
     seed: Array | None = None,
   ) -> Float[Array, "*sample_and_event"]:
@@ -91,7 +92,7 @@ class Sampler:
   def sample_and_log_prob(
     self,
     key: Array | None = None,
-    sample_shape: Sequence[int] | int = (),
+    sample_shape: Sequence[int] | int | np.integer = (),
     *,
     seed: Array | None = None,
   ) -> tuple[Float[Array, "*sample_and_event"], Float[Array, "*sample"]]:
@@ -99,7 +100,7 @@ class Sampler:
     given = [k for k in (key, seed) if k is not None]
     if len(given) != 1:
       raise ValueError("key or seed must be given, and not both")
-    shape = (sample_shape,) if isinstance(sample_shape, int) else tuple(sample_shape)
+    shape = tuple(np.atleast_1d(np.asarray(sample_shape, int)).tolist())
     n = math.prod(shape)
     x, log_prob = self.flow.sample_and_log_prob(given[0], n, self._conds(n))
     return x.reshape(*shape, *self.event_shape), log_prob.reshape(shape)

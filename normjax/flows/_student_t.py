@@ -69,8 +69,16 @@ class StudentT(LocationScale):
     """Return the log density of t_nu per entry."""
     nu = self._nu(eps.dtype)
     log_peak = -jax.scipy.special.betaln(0.5, nu / 2) - 0.5 * jnp.log(nu)
-    return log_peak - 0.5 * (nu + 1) * jnp.log1p(eps**2 / nu)
+    return log_peak - 0.5 * (nu + 1) * _log1p_square(eps / jnp.sqrt(nu))
 
   def standard_sample(self, key, shape, dtype):
     """Draw from t_nu."""
     return jax.random.t(key, self._nu(dtype), shape, dtype)
+
+
+def _log1p_square(x):
+  """Return log(1 + x^2), also where the square is beyond the largest number."""
+  far = jnp.abs(x) > 1e10
+  return jnp.where(
+    far, 2 * jnp.log(jnp.abs(jnp.where(far, x, 1))), jnp.log1p(jnp.where(far, 0, x) ** 2)
+  )

@@ -45,12 +45,12 @@ class PositiveNetwork(nnx.Module):
     options = {"param_dtype": param_dtype, "rngs": rngs}
     self.first = nnx.Linear(1 + embedding_dim, width, **options)
     make = lambda rngs: PositiveBlock(width, param_dtype, rngs)
-    self.blocks = Repeat(make, depth, rngs=rngs) if depth else None
+    self.blocks = Repeat(make, depth, rngs=rngs)
     self.last = nnx.Linear(width, 1, **options)
 
   def __call__(self, t, embedding):
     h: Any = jnp.tanh(self.first(jnp.concatenate([t[..., None], embedding], axis=-1)))
-    h = self.last(h if self.blocks is None else self.blocks(h))[..., 0]
+    h = self.last(self.blocks(h))[..., 0]
     return jnp.log(positive(h))
 
 

@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from normjax.blocks import Repeat
-from normjax.models._norm import Unconditioned, make_norm
+from normjax.models._norm import Unconditioned, check_sizes, make_norm
 from normjax.norms import LearnableRegionNorm, RegionNorm
 
 
@@ -52,9 +52,9 @@ class InpaintingGenerator(nnx.Module):
     rngs: source of the parameters' keys.
 
   Raises:
-    ValueError: if num_blocks < 1, there is no such norm or option, images are not (b, h, w, c) with
-      sides that are multiples of 4 and at least 12, or the mask is not boolean of shape
-      (b, h, w, 1).
+    ValueError: if a size is out of range, there is no such norm or option, images are not
+      (b, h, w, c) with sides that are multiples of 4 and at least 12, or the mask is not boolean of
+      shape (b, h, w, 1).
 
   Reference:
     Yu et al., "Region Normalization for Image Inpainting", 2020, arXiv 1911.10375.
@@ -78,6 +78,8 @@ class InpaintingGenerator(nnx.Module):
     param_dtype: DTypeLike = jnp.float32,
     rngs: nnx.Rngs,
   ):
+    check_sizes(image_features=image_features, features=features)
+    check_sizes(0, num_blocks=num_blocks)
     self.image_features = image_features
     convolution = functools.partial(
       nnx.Conv, padding="REFLECT", dtype=dtype, param_dtype=param_dtype

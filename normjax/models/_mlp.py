@@ -63,16 +63,11 @@ class MLP(nnx.Module):
     self.shape = tuple(shape)
     make = lambda features, rngs: _Hidden(features, width, norm, norm_options, rngs)
     self.first = make(math.prod(self.shape), rngs)
-    self.others = (
-      Repeat(lambda rngs: make(width, rngs), depth - 1, rngs=rngs) if depth > 1 else None
-    )
+    self.others = Repeat(lambda rngs: make(width, rngs), depth - 1, rngs=rngs)
     self.head = nnx.Linear(width, num_classes, rngs=rngs)
 
   def __call__(self, x: Float[Array, "b ..."]) -> Float[Array, "b k"]:
     """Return the logits (batch, num_classes)."""
     if x.shape[1:] != self.shape:
       raise ValueError(f"x must have shape (batch, *{self.shape}), got {x.shape}")
-    x = self.first(x.reshape(len(x), -1))
-    if self.others is not None:
-      x = self.others(x)
-    return self.head(x)
+    return self.head(self.others(self.first(x.reshape(len(x), -1))))

@@ -197,6 +197,8 @@ def test_repeat_traces_its_block_once():
   assert count(2) == count(7) == 1
 
 
-def test_repeat_refuses_no_blocks():
-  with pytest.raises(ValueError, match="length must be at least 1, got 0"):
-    Repeat(_Twist, 0, rngs=nnx.Rngs(0))
+def test_repeat_of_no_blocks_is_the_identity():
+  x = jnp.ones((2, 3))
+  assert Repeat(_Twist, 0, rngs=nnx.Rngs(0))(x) is x
+  with pytest.raises(ValueError, match="length must be at least 0, got -1"):
+    Repeat(_Twist, -1, rngs=nnx.Rngs(0))

@@ -234,6 +234,16 @@ def test_student_t_becomes_normal_in_float32(nu):
   np.testing.assert_allclose(heavy, normal, rtol=0, atol=50 / nu + 2e-6)
 
 
+def test_student_t_has_tails_to_the_largest_number():
+  with jax.enable_x64(False):
+    z = jnp.array([[0.0], [1e-30], [-1e4], [1e30], [3e38]])
+    log_prob = flows.StudentT((1,), nu=3.0).log_prob
+    value, slope = jax.jit(lambda z: (log_prob(z), jax.grad(lambda z: log_prob(z).sum())(z)))(z)
+  exact = np.asarray(z, np.float64)
+  np.testing.assert_allclose(value, stats.t(3.0).logpdf(exact)[:, 0], rtol=1e-6)
+  np.testing.assert_allclose(slope, -4 * (exact / 3) / (1 + exact**2 / 3), rtol=1e-5, atol=1e-37)
+
+
 def test_student_t_refuses_bad_nu():
   for nu in (0, np.inf):
     with pytest.raises(ValueError, match=f"nu must be above 0 and finite, got {nu}"):

@@ -27,7 +27,9 @@ def test_sampler_takes_any_leading_shape():
   x, log_prob = sampler.sample_and_log_prob(KEY, (4, 3))
   np.testing.assert_array_equal(x.reshape(12, 2), flow.sample(KEY, 12))
   np.testing.assert_allclose(log_prob.reshape(12), flow.log_prob(x.reshape(12, 2)), rtol=1e-5)
-  np.testing.assert_array_equal(sampler.sample(seed=KEY, sample_shape=12), x.reshape(12, 2))
+  np.testing.assert_array_equal(
+    sampler.sample(seed=KEY, sample_shape=np.int64(12)), x.reshape(12, 2)
+  )
   np.testing.assert_allclose(sampler.log_prob(x), log_prob, rtol=1e-5)
   np.testing.assert_allclose(sampler.log_prob(x[1, 2]), log_prob[1, 2], rtol=1e-5)
   one, its_log_prob = sampler.sample_and_log_prob(KEY)

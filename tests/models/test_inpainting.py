@@ -87,5 +87,5 @@ def test_bad_arguments(generator):
     generator(IMAGES[:, :8], HOLE[:, :8])
   with pytest.raises(ValueError, match="mask must be boolean"):
     generator(IMAGES, HOLE.astype(int))
-  with pytest.raises(ValueError, match="length must be at least 1"):
-    models.InpaintingGenerator(num_blocks=0, features=1, rngs=nnx.Rngs(0))
+  with pytest.raises(ValueError, match="num_blocks must be at least 0, got -1"):
+    models.InpaintingGenerator(num_blocks=-1, features=1, rngs=nnx.Rngs(0))
