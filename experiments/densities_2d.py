@@ -21,12 +21,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from absl import app, flags
 from flax import nnx
 
 from experiments import command, families_2d, plots, workdirs
 from experiments.families_2d import FAMILIES
+from experiments.plane import mesh, save, show_density, show_points
+from experiments.scan_train import falling_adam, train
 from normjax import flows
 
 _IN_A_BLOCK = 5  # families beside each other in the picture
@@ -58,46 +59,10 @@ class Settings(families_2d.Size):
 TINY = Settings(layers=2, width=4, steps=2, batch_size=8, pool=32, held_out=16, side=8)
 
 
-def mesh(low: float, high: float, side: int) -> np.ndarray:
-  """Return the centres (side^2, 2) of the cells of a square, rows from the top."""
-  centres = low + (np.arange(side) + 0.5) * (high - low) / side
-  x, y = np.meshgrid(centres, centres[::-1])
-  return np.stack([x.ravel(), y.ravel()], axis=1).astype(np.float32)
-
-
 def entropy(name: str, points: np.ndarray) -> float | None:
   """Return the mean of -log p over points of a density in closed form, else None."""
   log_prob = flows.TOY_LOG_PROBS.get(name)
   return None if log_prob is None else float(-jnp.mean(log_prob(jnp.asarray(points))))
-
-
-def falling_adam(learning_rate: float, steps: int) -> optax.GradientTransformation:
-  """Return Adam, with a learning rate that falls to zero along a cosine."""
-  return optax.adam(optax.cosine_decay_schedule(learning_rate, steps))
-
-
-def train(
-  flow: flows.Flow,
-  objective: Callable[[flows.Flow, jax.Array, jax.Array], jax.Array],
-  steps: int,
-  optimizer: optax.GradientTransformation,
-  key: jax.Array,
-) -> flows.Flow:
-  """Return the flow after `steps` on `objective(flow, key, progress)`, from 0 to 1."""
-  graphdef, params, rest = nnx.split(flow, nnx.Param, ...)
-  params, rest = nnx.to_pure_dict(params), nnx.to_pure_dict(rest)
-  merge = lambda params: nnx.merge(graphdef, params, rest, copy=True)
-
-  def step(carry: Any, xs: tuple[jax.Array, jax.Array]) -> Any:
-    params, state = carry
-    updates, state = optimizer.update(
-      jax.grad(lambda params: objective(merge(params), *xs))(params), state
-    )
-    return (optax.apply_updates(params, updates), state), None
-
-  xs = jax.random.split(key, steps), jnp.arange(steps) / steps
-  (params, _), _ = jax.lax.scan(step, (params, optimizer.init(params)), xs)
-  return merge(params)
 
 
 def fit(make: families_2d.Make, settings: Settings) -> Callable[..., Any]:
@@ -196,25 +161,6 @@ def picture(drawn: dict, path: Path) -> Path:
   return save(figure, path)
 
 
-def show_density(axes: Any, density: np.ndarray, half: float, top: float) -> None:
-  """Draw a density (side, side) on a square of half width `half`; `top` is the brightest."""
-  axes.imshow(density, extent=(-half, half, -half, half), cmap="magma", vmin=0, vmax=top)
-  axes.set(xticks=[], yticks=[])
-
-
-def show_points(axes: Any, points: np.ndarray, half: float) -> None:
-  """Draw points (n, 2) on a square of half width `half`."""
-  axes.scatter(*points[:3000].T, s=0.3, color="C0", linewidths=0)
-  axes.set(xlim=(-half, half), ylim=(-half, half), aspect="equal", xticks=[], yticks=[])
-
-
-def save(figure: Any, path: Path) -> Path:
-  """Write a figure and close it."""
-  figure.savefig(path, dpi=130)
-  plots.plt.close(figure)
-  return path
-
-
 def main(argv):
   """Fit, print and write."""
   if len(argv) > 1:
@@ -222,12 +168,9 @@ def main(argv):
   flag = flags.FLAGS
   families = families_2d.chosen(flag.only)
   settings = TINY if flag.tiny else Settings(steps=flag.steps, seed=flag.seed)
-  out = Path(flag.out)
   results, drawn = run(families, settings)
-  workdirs.write_json(out / "results.json", results)
-  (out / "table.md").write_text(table(results))
-  picture(drawn, out / "densities_2d.png")
-  print(table(results), end="")
+  workdirs.write_results(flag.out, results, table(results))
+  picture(drawn, Path(flag.out) / "densities_2d.png")
 
 
 if __name__ == "__main__":

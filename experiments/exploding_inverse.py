@@ -34,7 +34,8 @@ from flax import nnx
 from scipy import stats
 
 from experiments import command, plots, workdirs
-from experiments.densities_2d import save, show_points, train
+from experiments.plane import save, show_points
+from experiments.scan_train import train
 from normjax import diagnostics, flows
 
 FACTORS = (1, 3, 10, 30, 100)
@@ -218,12 +219,9 @@ def main(argv):
   flag = flags.FLAGS
   if not flag.seeds or not all(seed.isdecimal() for seed in flag.seeds):
     raise ValueError(f"--seeds must be numbers like 0,1,2, got {','.join(flag.seeds)!r}")
-  out = Path(flag.out)
   results, drawn = run([int(seed) for seed in flag.seeds], TINY if flag.tiny else Settings())
-  workdirs.write_json(out / "results.json", results)
-  (out / "table.md").write_text(table(results))
-  picture(results, drawn, out / "exploding_inverse.png")
-  print(table(results), end="")
+  workdirs.write_results(flag.out, results, table(results))
+  picture(results, drawn, Path(flag.out) / "exploding_inverse.png")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,8 @@ from absl import app, flags
 from flax import nnx
 
 from experiments import command, families_2d, plots, workdirs
-from experiments.densities_2d import falling_adam, mesh, save, show_density, train
+from experiments.plane import mesh, save, show_density
+from experiments.scan_train import falling_adam, train
 from normjax import flows
 
 _END, _SOFTNESS = 4.0, 0.4  # where the wall begins, and the deviation of a normal density into it
@@ -174,12 +175,9 @@ def main(argv):
   flag = flags.FLAGS
   families = families_2d.chosen(flag.only, FAMILIES)
   settings = TINY if flag.tiny else Settings(steps=flag.steps, seed=flag.seed)
-  out = Path(flag.out)
   results, drawn = run(families, settings)
-  workdirs.write_json(out / "results.json", results)
-  (out / "table.md").write_text(table(results))
-  picture(drawn, out / "potentials_2d.png")
-  print(table(results), end="")
+  workdirs.write_results(flag.out, results, table(results))
+  picture(drawn, Path(flag.out) / "potentials_2d.png")
 
 
 if __name__ == "__main__":

@@ -316,12 +316,9 @@ def main(argv):
     num_seeds=flag.seeds, sine_steps=flag.sine_steps, digits_steps=flag.digits_steps
   )
   settings = TINY if flag.tiny else settings
-  out = Path(flag.out)
   results = run(settings, parts)
-  workdirs.write_json(out / "results.json", results)
-  (out / "table.md").write_text(table(results))
-  picture(results, out / "score_matching.png")
-  print(table(results), end="")
+  workdirs.write_results(flag.out, results, table(results))
+  picture(results, Path(flag.out) / "score_matching.png")
 
 
 if __name__ == "__main__":

@@ -35,3 +35,10 @@ def write_json(path: Path, value: Any) -> None:
   scratch = path.with_name(f".{path.name}.{os.getpid()}")
   scratch.write_text(json.dumps(value, indent=2))
   scratch.replace(path)
+
+
+def write_results(out: str, results: Any, table: str) -> None:
+  """Write `results.json` and `table.md` into a folder, and print the table."""
+  write_json(Path(out) / "results.json", results)
+  (Path(out) / "table.md").write_text(table)
+  print(table, end="")

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from experiments import densities_2d, families_2d
+from experiments import densities_2d, families_2d, plane, scan_train
 from experiments.families_2d import FAMILIES
 from normjax import flows
 
 
 def test_a_mesh_integrates_a_density_and_starts_at_the_top_left():
-  points = densities_2d.mesh(-6.0, 6.0, 60)
+  points = plane.mesh(-6.0, 6.0, 60)
   np.testing.assert_allclose(points[0], [-5.9, 5.9], rtol=1e-6)
   np.testing.assert_allclose(points[59], [5.9, 5.9], rtol=1e-6)
   log_prob = flows.StandardNormal((2,)).log_prob(jnp.asarray(points))
@@ -82,8 +82,8 @@ def test_training_minimizes_what_it_is_told_to_until_the_end():
     return jnp.mean((flow.log_prob(jnp.zeros((1, 2))) * 0 + flow.bijector.shift[...] - target) ** 2)
 
   flow = flows.Flow(flows.ActNorm(2), flows.StandardNormal((2,)))
-  adam = densities_2d.falling_adam(0.1, 400)
-  trained = jax.jit(lambda: densities_2d.train(flow, objective, 400, adam, jax.random.key(0)))()
+  adam = scan_train.falling_adam(0.1, 400)
+  trained = jax.jit(lambda: scan_train.train(flow, objective, 400, adam, jax.random.key(0)))()
   np.testing.assert_allclose(trained.bijector.shift[...], 2, atol=0.1)
 
 

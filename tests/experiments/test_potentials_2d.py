@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from experiments import potentials_2d
-from experiments.densities_2d import mesh
+from experiments.plane import mesh
 from normjax import flows
 
 
