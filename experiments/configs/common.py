@@ -174,7 +174,7 @@ def inverse_problems_config() -> ConfigDict:
   config.problem = ConfigDict({"name": "super_resolution"})
   config.problem.super_resolution = ConfigDict({"factor": 4})
   config.problem.low_light = ConfigDict({"gamma": 3.0, "noise": 0.03})
-  config.largest = 10.0  # of |x|, pixels being on [-1, 1]: samples beyond have exploded
+  config.largest = 10.0  # samples so many times as large as their measurement have exploded
   config.optimizer.lr = 1e-3
   config.ema_decay = 0.99
   config.eval.draws = 8  # samples of each measurement

@@ -18,10 +18,11 @@ _RIDGE = 1e-4  # a share of the mean variance: units that training never woke ha
 def robustness(task: Any, model: Any, draws: int) -> dict[str, Any]:
   """Return how samples fare given held-out measurements and given others.
 
-  A sample has exploded if a pixel, which should be on [-1, 1], is not finite or its absolute value
-  above `config.largest`. The spread of a measurement is the largest standard deviation of a pixel
-  over its samples; it does not count that all samples are off in the same way, which networks that
-  extrapolate linearly do whatever the maps of a flow are.
+  A sample has exploded if a pixel is not finite or more than `config.largest` times as large as its
+  measurement, both on the scale where pixels and usual measurements are on [-1, 1]; a measurement
+  of more contrast may well have an image of more contrast. The spread of a measurement is the
+  largest standard deviation of a pixel over its samples; it does not count that all samples are
+  off in the same way, which networks that extrapolate linearly do whatever the maps of a flow are.
 
   The Mahalanobis score is that of the flow's features, pixels pooled as examples, against the
   training set, averaged over the pixels of a measurement.
@@ -46,7 +47,8 @@ def robustness(task: Any, model: Any, draws: int) -> dict[str, Any]:
     # Scaled to at most 1 first: squares of what has exploded may overflow.
     unit = jnp.maximum(1.0, jnp.max(jnp.abs(x), 0))
     deviation = jnp.max(unit * jnp.std(x / unit[None], 0), (1, 2, 3))
-    return ~(largest <= config.largest), deviation
+    measured = jnp.maximum(1.0, jnp.max(jnp.abs(condition(y)), (1, 2, 3)))
+    return ~(largest <= config.largest * measured[None]), deviation
 
   features = jax.jit(lambda model, y: model.features(condition(y)))
   train = spread(task.dataset.train, config.eval.conditions)["image"]
