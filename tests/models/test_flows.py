@@ -93,9 +93,15 @@ def test_a_new_autoregressive_spline_flow_is_the_identity():
   np.testing.assert_allclose(log_det, 0, atol=1e-5)
 
 
-def test_autoregressive_layers_turn_their_order_round():
-  flow = models.rqs_autoregressive_flow(4, num_layers=3, width=4, depth=1, rngs=nnx.Rngs(0))
-  orders = np.asarray(flow.bijector.layers.order[...])
+def test_layers_of_autoregressive_splines_are_as_asked_for():
+  flow = models.rqs_autoregressive_flow(
+    4, num_layers=3, width=4, depth=1, num_bins=3, tail_bound=2.0, dropout_rate=0.5,
+    rngs=nnx.Rngs(0),
+  )  # fmt: skip
+  layers = flow.bijector.layers
+  assert (layers.transform.num_bins, layers.transform.tail_bound) == (3, 2.0)
+  assert jax.tree.leaves(nnx.state(flow, nnx.RngState))  # of dropout
+  orders = np.asarray(layers.order[...])
   np.testing.assert_array_equal(np.sort(orders, axis=1), np.tile(np.arange(4), (3, 1)))
   np.testing.assert_array_equal(orders[1], orders[0][::-1])
   assert np.any(orders[2] != orders[0])
