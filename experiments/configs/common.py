@@ -214,6 +214,10 @@ def table_density_config() -> ConfigDict:
     {"num_layers": 6, "num_points": 50, "kernel": "squared_exponential"}
   )
   config.model.maf = ConfigDict({"num_layers": 5, "width": 64, "depth": 2})
+  # About as many parameters as the couplings have.
+  config.model.rqs_autoregressive = ConfigDict(
+    {"num_layers": 4, "width": 64, "depth": 2, "num_bins": 8, "tail_bound": 5.0}
+  )
   config.model.rqs_coupling = ConfigDict(
     {"num_layers": 6, "width": 64, "depth": 2, "num_bins": 8, "tail_bound": 5.0}
   )

@@ -12,7 +12,7 @@ def get_config(mode: str = ""):
     config.data.name = "iris"
     for options in config.model.values():
       options.num_layers = 2
-    for flow in ("affine_coupling", "maf", "rqs_coupling"):
+    for flow in ("affine_coupling", "maf", "rqs_autoregressive", "rqs_coupling"):
       config.model[flow].update(width=8, depth=1)
     config.model.ferumal.num_points = 5
     config.update(batch_size=16, total_steps=12, log_every=1, eval_every=6, save_every=4)

@@ -34,6 +34,8 @@ def get_config(mode: str = ""):
     "gaussian": {},
     "gmm": {},
     "affine_coupling": {},
+    "maf": {},
+    "rqs_autoregressive": {},
     "rqs_coupling": {},
     "ferumal": {},
   }

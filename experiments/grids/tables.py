@@ -23,6 +23,7 @@ def get_config(mode: str = ""):
     "affine_coupling": {},
     "ferumal": {},
     "maf": {},
+    "rqs_autoregressive": {},
     "rqs_coupling": {},
     "flowjax/maf": {"flow_layers": 5, "nn_width": 64, "nn_depth": 2},
     "flowjax/rqs_coupling": {

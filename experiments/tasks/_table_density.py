@@ -16,6 +16,7 @@ _FLOWS = {
   "affine_coupling": "affine_coupling_flow",
   "ferumal": "ferumal_flow",
   "maf": "maf",
+  "rqs_autoregressive": "rqs_autoregressive_flow",
   "rqs_coupling": "rqs_coupling_flow",
 }
 

@@ -1,6 +1,7 @@
 """The masked network of autoregressive flows (arXiv 1502.03509, blocks of arXiv 1906.04032)."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,6 +13,8 @@ from jaxtyping import Array, ArrayLike, Float
 from normjax.blocks import Repeat
 from normjax.flows._checks import check_cond, check_sizes
 from normjax.flows._dropout import make_dropout
+
+SMALL_KERNEL = nnx.initializers.normal(1e-2)
 
 
 class MaskedLinear(nnx.Module):
@@ -80,6 +83,7 @@ class MADE(nnx.Module):
     adjacency: (D, D) booleans: entry (f, g) lets the outputs of f depend on feature g; on those
       before it by default. Each of the different rows should get a unit.
     dropout_rate: chance of a block's units to be dropped, unless `deterministic`.
+    out_kernel_init: draws the kernel of the last layer, small numbers by default.
     param_dtype: dtype of the parameters.
     rngs: source of the parameters' keys, and of the stream `dropout`.
 
@@ -108,6 +112,7 @@ class MADE(nnx.Module):
     cond_dim: int | None = None,
     adjacency: ArrayLike | None = None,
     dropout_rate: float = 0.0,
+    out_kernel_init: Callable[..., Array] = SMALL_KERNEL,
     param_dtype=jnp.float32,
     rngs: nnx.Rngs,
   ):
@@ -131,7 +136,7 @@ class MADE(nnx.Module):
     )
     self.last = MaskedLinear(
       np.repeat(_within(hidden, graph), num_outputs, axis=1),
-      kernel_init=nnx.initializers.normal(1e-2),
+      kernel_init=out_kernel_init,
       **options,
     )
 

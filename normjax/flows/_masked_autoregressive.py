@@ -4,6 +4,8 @@ The density takes one pass of the network. Sampling goes from feature to feature
 computes only the units that the last feature completes, so that it costs about one pass too.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +16,7 @@ from normjax.flows._bijector import Bijector
 from normjax.flows._checks import as_order, check_batch
 from normjax.flows._fill_features import fill_features
 from normjax.flows._generations import generations
-from normjax.flows._made import MADE
+from normjax.flows._made import MADE, SMALL_KERNEL
 from normjax.flows._reversible import log_det_zeros
 from normjax.flows._transforms import AffineTransform, Transform
 
@@ -43,6 +45,7 @@ class MaskedAutoregressive(Bijector):
     dropout_rate: chance of the network's units to be dropped, unless `deterministic`. Masks change
       with `nnx.reseed(flow, dropout=key, policy="match_shape")` only, once per training step, so
       that a layer and its inverse agree.
+    out_kernel_init: as for `MADE`.
     param_dtype: dtype of the parameters.
     rngs: source of the parameters' keys, and of the stream `dropout`.
 
@@ -74,6 +77,7 @@ class MaskedAutoregressive(Bijector):
     residual: bool = True,
     cond_dim: int | None = None,
     dropout_rate: float = 0.0,
+    out_kernel_init: Callable[..., Array] = SMALL_KERNEL,
     param_dtype=jnp.float32,
     rngs: nnx.Rngs,
   ):
@@ -83,8 +87,8 @@ class MaskedAutoregressive(Bijector):
     self.transform = AffineTransform("softplus") if transform is None else transform
     self.network = MADE(
       dim, self.transform.num_parameters, width=width, depth=depth, residual=residual,
-      cond_dim=cond_dim, adjacency=adjacency, dropout_rate=dropout_rate, param_dtype=param_dtype,
-      rngs=rngs,
+      cond_dim=cond_dim, adjacency=adjacency, dropout_rate=dropout_rate,
+      out_kernel_init=out_kernel_init, param_dtype=param_dtype, rngs=rngs,
     )  # fmt: skip
     order = as_order(jnp.arange(dim) if order is None else order)
     if order.shape != (dim,):

@@ -4,7 +4,12 @@ from normjax.models._attentive_lstm import AttentiveLSTM
 from normjax.models._conditional_image_flow import ConditionalImageFlow
 from normjax.models._ebflow import ebflow_conv, ebflow_coupling, ebflow_dense
 from normjax.models._ferumal import ferumal_flow
-from normjax.models._flows import affine_coupling_flow, maf, rqs_coupling_flow
+from normjax.models._flows import (
+  affine_coupling_flow,
+  maf,
+  rqs_autoregressive_flow,
+  rqs_coupling_flow,
+)
 from normjax.models._gaussianization import gaussianization_flow
 from normjax.models._glow import Glow
 from normjax.models._injective import InjectiveFlow
@@ -39,5 +44,6 @@ __all__ = [
   "ferumal_flow",
   "gaussianization_flow",
   "maf",
+  "rqs_autoregressive_flow",
   "rqs_coupling_flow",
 ]

@@ -4,13 +4,13 @@ The paper's FF-Real NVP. Its splits are fixed but not told: ours come in pairs t
 complementary features, so that two layers change every feature.
 """
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Int
+from jaxtyping import Array
 
 from normjax import flows
 from normjax.models._norm import check_sizes
+from normjax.models._paired_orders import paired_orders
 
 SPLITS = ("alternating", "random")
 
@@ -83,14 +83,6 @@ def ferumal_flow(
       rngs=rngs,
     )
 
-  orders = _orders(dim, num_layers, None if split == "alternating" else rngs.params())
+  orders = paired_orders(None if split == "alternating" else rngs.params(), dim, num_layers)
   couplings = flows.Scan(make, num_layers, orders, memory=memory, rngs=rngs)
   return flows.Flow(couplings, flows.StandardNormal((dim,), param_dtype=param_dtype))
-
-
-def _orders(dim: int, length: int, key: Array | None) -> Int[Array, "length dim"]:
-  """Return an order per layer: every second one is the reverse of the one before."""
-  pairs = jnp.tile(jnp.arange(dim)[None], (-(-length // 2), 1))
-  if key is not None:
-    pairs = jax.random.permutation(key, pairs, axis=1, independent=True)
-  return jnp.stack([pairs, pairs[:, ::-1]], axis=1).reshape(-1, dim)[:length]

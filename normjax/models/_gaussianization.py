@@ -1,6 +1,8 @@
 """Gaussianization flows: rotations, and marginals made normal, in turn."""
 
+import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from normjax import flows
 from normjax.models._norm import check_sizes
@@ -12,6 +14,7 @@ def gaussianization_flow(
   num_layers: int = 6,
   num_components: int = 8,
   num_reflections: int | None = None,
+  param_dtype: DTypeLike = jnp.float32,
   rngs: nnx.Rngs,
 ) -> flows.Flow:
   """Build a Gaussianization flow over vectors.
@@ -29,6 +32,7 @@ def gaussianization_flow(
     num_layers: number of layers.
     num_components: components of each mixture.
     num_reflections: of each rotation; `dim` by default.
+    param_dtype: dtype of the parameters.
     rngs: source of the parameters' keys.
 
   Returns:
@@ -41,7 +45,6 @@ def gaussianization_flow(
     Meng, Song, Song, Ermon, "Gaussianization Flows", 2020, arXiv 2003.01941.
 
   Example:
-    >>> import jax.numpy as jnp
     >>> flow = gaussianization_flow(3, num_layers=2, num_components=2, rngs=nnx.Rngs(0))
     >>> flow.log_prob(jnp.zeros((2, 3))).shape
     (2,)
@@ -49,8 +52,12 @@ def gaussianization_flow(
   check_sizes(dim=dim, num_layers=num_layers)
 
   def make(rngs):
-    rotation = flows.HouseholderLinear(dim, num_reflections=num_reflections, rngs=rngs)
-    marginals = flows.Elementwise(flows.GaussianizationTransform(num_components), (dim,))
+    rotation = flows.HouseholderLinear(
+      dim, num_reflections=num_reflections, param_dtype=param_dtype, rngs=rngs
+    )
+    transform = flows.GaussianizationTransform(num_components)
+    marginals = flows.Elementwise(transform, (dim,), param_dtype=param_dtype)
     return flows.Chain([rotation, marginals])
 
-  return flows.Flow(flows.Scan(make, num_layers, rngs=rngs), flows.StandardNormal((dim,)))
+  base = flows.StandardNormal((dim,), param_dtype=param_dtype)
+  return flows.Flow(flows.Scan(make, num_layers, rngs=rngs), base)

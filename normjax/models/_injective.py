@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from normjax import flows
@@ -20,10 +21,12 @@ from normjax.models._norm import check_sizes
 class _ResidualBlock(nnx.Module):
   """x + W2 silu(W1 silu(W0 x + b0) + b1) + b2, with W2 = 0 at first."""
 
-  def __init__(self, features, width, rngs):
-    self.linear0 = nnx.Linear(features, width, rngs=rngs)
-    self.linear1 = nnx.Linear(width, width, rngs=rngs)
-    self.linear2 = nnx.Linear(width, features, kernel_init=nnx.initializers.zeros_init(), rngs=rngs)
+  def __init__(self, features, width, param_dtype, rngs):
+    options = {"param_dtype": param_dtype, "rngs": rngs}
+    self.linear0 = nnx.Linear(features, width, **options)
+    self.linear1 = nnx.Linear(width, width, **options)
+    zeros = nnx.initializers.zeros_init()
+    self.linear2 = nnx.Linear(width, features, kernel_init=zeros, **options)
 
   def __call__(self, x):
     return x + self.linear2(jax.nn.silu(self.linear1(jax.nn.silu(self.linear0(x)))))
@@ -44,6 +47,7 @@ class InjectiveFlow(nnx.Module):
     width: features of the two hidden layers of each block.
     num_blocks: B, residual blocks of each network, scanned.
     cond_dim: features of `cond` (b, cond_dim); None: unconditional.
+    param_dtype: dtype of the parameters, also of the latents that are drawn.
     rngs: source of the parameters' keys.
 
   Raises:
@@ -69,6 +73,7 @@ class InjectiveFlow(nnx.Module):
     width: int = 256,
     num_blocks: int = 4,
     cond_dim: int | None = None,
+    param_dtype: DTypeLike = jnp.float32,
     rngs: nnx.Rngs,
   ):
     check_sizes(dim=dim, latent_dim=latent_dim, width=width, num_blocks=num_blocks)
@@ -77,10 +82,13 @@ class InjectiveFlow(nnx.Module):
     if cond_dim is not None:
       check_sizes(cond_dim=cond_dim)
     self.dim, self.latent_dim, self.cond_dim = dim, latent_dim, cond_dim
+    self.base = flows.StandardNormal((latent_dim,), param_dtype=param_dtype)
     blocks = lambda features: Repeat(
-      lambda rngs: _ResidualBlock(features, width, rngs), num_blocks, rngs=rngs
+      lambda rngs: _ResidualBlock(features, width, param_dtype, rngs), num_blocks, rngs=rngs
     )
-    linear = lambda ins, outs: None if ins == outs else nnx.Linear(ins, outs, rngs=rngs)
+    linear = lambda ins, outs: (
+      None if ins == outs else nnx.Linear(ins, outs, param_dtype=param_dtype, rngs=rngs)
+    )
     extra = cond_dim or 0
     self.encoder_blocks = blocks(dim + extra)
     self.encoder_linear = linear(dim + extra, latent_dim)
@@ -114,8 +122,7 @@ class InjectiveFlow(nnx.Module):
     self, key: Array, n: int, cond: Array | None = None, temperature: float | Array = 1.0
   ) -> Float[Array, "n D"]:
     """Draw `n` events: the data of N(0, temperature^2 I) latents."""
-    z = flows.StandardNormal((self.latent_dim,)).sample(key, n, temperature=temperature)
-    return self.decode(z, cond)
+    return self.decode(self.base.sample(key, n, temperature=temperature), cond)
 
 
 def _apply(linear: Any, x):

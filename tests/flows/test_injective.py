@@ -154,6 +154,15 @@ def test_model_of_full_dimension_starts_as_two_identities():
   assert np.all(flow.sample(jax.random.key(0), 2, temperature=0.0) == 0)
 
 
+@pytest.mark.usefixtures("x64")
+def test_model_has_the_dtype_asked_for():
+  def run():
+    flow = models.InjectiveFlow(3, 2, width=4, param_dtype="float64", rngs=nnx.Rngs(0))
+    return nnx.to_pure_dict(nnx.state(flow, nnx.Param)), flow.sample(jax.random.key(0), 2)
+
+  assert {leaf.dtype.name for leaf in jax.tree.leaves(jax.eval_shape(run))} == {"float64"}
+
+
 @pytest.mark.parametrize("graph", [True, False])
 def test_conditional_model_trains_in_both_nnx_modes(graph):
   with nnx.set_graph_mode(graph), nnx.set_graph_updates(graph):
