@@ -14,8 +14,9 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from normjax._sizes import check_sizes
 from normjax.flows._bijector import Bijector
-from normjax.flows._checks import check_features, check_sizes, is_concrete
+from normjax.flows._checks import check_features, is_concrete
 from normjax.flows._safe_length import safe_length
 from normjax.flows._widened import widened
 

@@ -11,9 +11,10 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PyTree
 
+from normjax._sizes import check_sizes
 from normjax.flows._act_norm import scaling_log_det
 from normjax.flows._bijector import Bijector
-from normjax.flows._checks import check_features, check_sizes
+from normjax.flows._checks import check_features
 from normjax.flows._flow import T, copied, visit_from_data
 from normjax.flows._widened import widened
 

@@ -15,9 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from normjax._sizes import check_sizes
 from normjax.blocks import Repeat
 from normjax.flows._bijector import Bijector
-from normjax.flows._checks import check_batch, check_cond, check_sizes
+from normjax.flows._checks import check_batch, check_cond
 from normjax.flows._invert_monotone import invert_monotone
 from normjax.flows._tanh import LeakyTanh
 from normjax.flows._widened import widened

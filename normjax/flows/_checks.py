@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from normjax._sizes import check_sizes
+
 
 def is_concrete(*values) -> bool:
   """Return whether no value is being traced, so that entries may be looked at."""
@@ -45,13 +47,6 @@ def check_features(name: str, x, features: int) -> None:
   if x.ndim < 2 or x.shape[0] < 1 or x.shape[-1] != features:
     raise ValueError(f"{name} must have shape (b, ..., {features}) with b >= 1, got {x.shape}")
   check_batch(name, x)
-
-
-def check_sizes(least: int = 1, /, **sizes: int | None) -> None:
-  """Raise unless every size is at least 1, or whatever is said; None, for none at all, passes."""
-  for name, size in sizes.items():
-    if size is not None and not size >= least:
-      raise ValueError(f"{name} must be at least {least}, got {size}")
 
 
 def check_above_zero(**values: float | jax.Array) -> None:

@@ -9,7 +9,8 @@ import math
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from normjax.flows._checks import check_above_zero, check_sizes
+from normjax._sizes import check_sizes
+from normjax.flows._checks import check_above_zero
 from normjax.flows._rational_quadratic_spline import (
   rational_quadratic_spline,
   rational_quadratic_spline_inverse,

@@ -9,13 +9,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, PyTree
 
+from normjax._sizes import check_sizes
 from normjax.flows._checks import (
   as_labels,
   check_above_zero,
   check_batch,
   check_sampling,
   check_shape,
-  check_sizes,
 )
 from normjax.flows._distribution import Distribution
 from normjax.flows._widened import widened

@@ -8,8 +8,9 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from normjax._sizes import check_sizes
 from normjax.flows._bijector import Bijector
-from normjax.flows._checks import check_batch, check_cond, check_sizes
+from normjax.flows._checks import check_batch, check_cond
 from normjax.flows._residual_network import ResidualNetwork
 from normjax.flows._widened import widened
 

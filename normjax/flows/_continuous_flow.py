@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from normjax._sizes import check_sizes
 from normjax.blocks import Repeat
-from normjax.flows._checks import check_above_zero, check_batch, check_cond, check_sizes
+from normjax.flows._checks import check_above_zero, check_batch, check_cond
 from normjax.flows._injective import orthogonal_probes
 from normjax.flows._probes import Estimating
 from normjax.flows._widened import widened

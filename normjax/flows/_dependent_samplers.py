@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from normjax.flows._checks import check_sampling, check_sizes
+from normjax._sizes import check_sizes
+from normjax.flows._checks import check_sampling
 
 
 def dependent_blocks(

@@ -24,7 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Num
 
-from normjax.flows._checks import check_shape, check_sizes, is_concrete
+from normjax._sizes import check_sizes
+from normjax.flows._checks import check_shape, is_concrete
 from normjax.flows._widened import widened
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, ArrayLike, Int
 
-from normjax.flows._checks import check_sizes
+from normjax._sizes import check_sizes
 from normjax.flows._ordered_coupling import OrderedCoupling
 from normjax.flows._periodic_features import as_periods, periodic_features
 from normjax.flows._residual_network import ResidualNetwork

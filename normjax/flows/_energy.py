@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
-from normjax.flows._checks import check_above_zero, check_batch, check_sizes, is_concrete
+from normjax._sizes import check_sizes
+from normjax.flows._checks import check_above_zero, check_batch, is_concrete
 from normjax.flows._distribution import Distribution
 
 Energy = Callable[[Float[Array, "b *event"]], Float[Array, "b"]]

@@ -14,8 +14,9 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from normjax._sizes import check_sizes
 from normjax.flows._bijector import Bijector
-from normjax.flows._checks import check_features, check_sizes
+from normjax.flows._checks import check_features
 from normjax.flows._coupling import Coupling
 from normjax.flows._glow_network import GlowNetwork
 from normjax.flows._quad_coupling import MakeNet

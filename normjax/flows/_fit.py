@@ -14,8 +14,9 @@ import optax
 from flax import nnx
 from jaxtyping import Array, PyTree
 
+from normjax._sizes import check_sizes
 from normjax.flows._batch_norm_flow import update_statistics
-from normjax.flows._checks import check_batch, check_sizes
+from normjax.flows._checks import check_batch
 from normjax.flows._distribution import Distribution
 from normjax.flows._flow import Flow
 

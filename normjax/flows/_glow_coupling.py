@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from normjax.flows._checks import check_features, check_sizes
+from normjax._sizes import check_sizes
+from normjax.flows._checks import check_features
 from normjax.flows._coupling import Coupling
 from normjax.flows._exp import stretched
 from normjax.flows._glow_network import GlowNetwork

@@ -10,7 +10,8 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float
 
-from normjax.flows._checks import check_sizes, check_vectors
+from normjax._sizes import check_sizes
+from normjax.flows._checks import check_vectors
 from normjax.flows._conditional_parameters import ParametricFlow
 from normjax.flows._reversible import log_det_zeros
 from normjax.flows._safe_length import direction_and_length

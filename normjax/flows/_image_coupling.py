@@ -13,8 +13,9 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import ArrayLike, Int
 
+from normjax._sizes import check_sizes
 from normjax.blocks import Repeat
-from normjax.flows._checks import check_batch, check_cond, check_shape, check_sizes
+from normjax.flows._checks import check_batch, check_cond, check_shape
 from normjax.flows._elementwise_coupling import mask_to_order
 from normjax.flows._ordered_coupling import OrderedCoupling
 from normjax.flows._transforms import Transform, apply_to_event

@@ -17,9 +17,10 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from normjax._sizes import check_sizes
 from normjax.blocks import EncoderBlock, Repeat, dot_general, softmax_attention
 from normjax.flows._bijector import Bijector
-from normjax.flows._checks import as_labels, check_above_zero, check_batch, check_sizes
+from normjax.flows._checks import as_labels, check_above_zero, check_batch
 from normjax.flows._coupling import Coupling
 from normjax.flows._jet_permutations import coupling_permutations
 from normjax.flows._patches import check_patches, from_patches, to_patches

@@ -14,7 +14,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from normjax.flows._checks import check_above_zero, check_cond, check_sizes
+from normjax._sizes import check_sizes
+from normjax.flows._checks import check_above_zero, check_cond
 from normjax.flows._kernels import check_scale, matern12, matern32, matern52, squared_exponential
 from normjax.flows._ordered_coupling import OrderedCoupling
 from normjax.flows._widened import widened

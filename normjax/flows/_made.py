@@ -10,8 +10,9 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, ArrayLike, Float
 
+from normjax._sizes import check_sizes
 from normjax.blocks import Repeat
-from normjax.flows._checks import check_cond, check_sizes
+from normjax.flows._checks import check_cond
 from normjax.flows._dropout import make_dropout
 
 SMALL_KERNEL = nnx.initializers.normal(1e-2)

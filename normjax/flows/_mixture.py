@@ -8,13 +8,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
+from normjax._sizes import check_sizes
 from normjax.flows._checks import (
   check_above_zero,
   check_batch,
   check_parts,
   check_sampling,
   check_shape,
-  check_sizes,
 )
 from normjax.flows._conditional_normal import check_network, network_rows
 from normjax.flows._distribution import Distribution

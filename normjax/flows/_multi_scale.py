@@ -14,8 +14,9 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PyTree
 
+from normjax._sizes import check_sizes
 from normjax.flows._bijector import Bijector
-from normjax.flows._checks import as_labels, check_batch, check_shape, check_sizes
+from normjax.flows._checks import as_labels, check_batch, check_shape
 from normjax.flows._exp import stretched
 from normjax.flows._glow_network import LOG_SCALE_FACTOR, ZeroConv
 from normjax.flows._reshape import Squeeze

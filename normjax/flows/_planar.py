@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from normjax._sizes import check_sizes
 from normjax.flows._above_minus_one import slope_to_origin
-from normjax.flows._checks import check_sizes, check_vectors
+from normjax.flows._checks import check_vectors
 from normjax.flows._conditional_parameters import ParametricFlow
 from normjax.flows._invert_monotone import invert_monotone
 from normjax.flows._safe_length import direction_and_length

@@ -10,7 +10,8 @@ import math
 import jax.numpy as jnp
 import numpy as np
 
-from normjax.flows._checks import check_above_zero, check_sizes
+from normjax._sizes import check_sizes
+from normjax.flows._checks import check_above_zero
 from normjax.flows._monotone_transform import LEAST_SLOPE, MonotoneTransform, positive
 
 _HIGHEST = 100  # degree, for binomial coefficients that float32 can hold

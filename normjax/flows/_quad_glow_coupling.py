@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from normjax.flows._checks import check_sizes
+from normjax._sizes import check_sizes
 from normjax.flows._glow_network import GlowNetwork
 from normjax.flows._quad_coupling import QuadCoupling
 

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from normjax.flows._checks import check_sampling, check_sizes
+from normjax._sizes import check_sizes
+from normjax.flows._checks import check_sampling
 from normjax.flows._distribution import Distribution
 from normjax.flows._widened import widened
 

@@ -4,8 +4,9 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
+from normjax._sizes import check_sizes
 from normjax.flows._bijector import Bijector
-from normjax.flows._checks import check_batch, check_shape, check_sizes
+from normjax.flows._checks import check_batch, check_shape
 from normjax.flows._reversible import log_det_zeros
 
 # In which order the axes (b, i, dy, j, dx, c) of the cut image stand in the latent.

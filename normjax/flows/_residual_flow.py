@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from normjax.flows._checks import check_batch, check_sizes
+from normjax._sizes import check_sizes
+from normjax.flows._checks import check_batch
 from normjax.flows._contraction import solve_residual
 from normjax.flows._injective import orthogonal_probes
 from normjax.flows._lipschitz_network import LipschitzNetwork

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from normjax.flows._checks import check_sizes, check_vectors
+from normjax._sizes import check_sizes
+from normjax.flows._checks import check_vectors
 from normjax.flows._widened import widened
 
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from normjax.flows._checks import check_sizes
+from normjax._sizes import check_sizes
 from normjax.flows._monotone_transform import MonotoneTransform, positive
 from normjax.flows._widened import widened
 

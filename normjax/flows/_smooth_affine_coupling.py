@@ -11,8 +11,9 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Int
 
+from normjax._sizes import check_sizes
 from normjax.blocks import Repeat
-from normjax.flows._checks import check_cond, check_sizes
+from normjax.flows._checks import check_cond
 from normjax.flows._exp import stretched
 from normjax.flows._ordered_coupling import OrderedCoupling
 from normjax.flows._widened import widened

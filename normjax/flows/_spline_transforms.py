@@ -5,7 +5,7 @@ import math
 
 from jaxtyping import Array
 
-from normjax.flows._checks import check_sizes
+from normjax._sizes import check_sizes
 from normjax.flows._cubic_spline import cubic_spline, cubic_spline_inverse
 from normjax.flows._linear_spline import linear_spline, linear_spline_inverse
 from normjax.flows._quadratic_spline import quadratic_spline, quadratic_spline_inverse

@@ -17,8 +17,9 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
+from normjax._sizes import check_sizes
 from normjax.flows._bijector import Bijector
-from normjax.flows._checks import as_labels, check_batch, check_sizes
+from normjax.flows._checks import as_labels, check_batch
 from normjax.flows._patches import check_patches, from_patches, to_patches
 from normjax.flows._scan import Scan
 from normjax.flows._tarflow_block import AutoregressiveBlock

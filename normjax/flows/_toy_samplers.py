@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from normjax.flows._checks import check_sampling, check_sizes, is_concrete
+from normjax._sizes import check_sizes
+from normjax.flows._checks import check_sampling, is_concrete
 
 
 def two_moons(key: Array, n: int, *, noise: float = 0.05) -> Float[Array, "n 2"]:

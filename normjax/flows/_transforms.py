@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from normjax.flows._checks import check_above_zero, check_sizes
+from normjax._sizes import check_sizes
+from normjax.flows._checks import check_above_zero
 from normjax.flows._modified_spline import modified_spline, modified_spline_inverse
 from normjax.flows._rational_quadratic_spline import (
   rational_quadratic_spline,

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from normjax._sizes import check_sizes
 from normjax.blocks import Repeat
-from normjax.flows._checks import check_sizes
 from normjax.flows._monotone_transform import MonotoneTransform, positive
 
 

@@ -12,7 +12,7 @@ import math
 import jax
 from jaxtyping import Array, Float, Int, PyTree
 
-from normjax.flows._checks import check_sizes
+from normjax._sizes import check_sizes
 from normjax.flows._dequantization import dequantize
 from normjax.flows._distribution import Distribution
 

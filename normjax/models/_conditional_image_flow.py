@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from normjax import flows
-from normjax.models._norm import check_sizes
+from normjax._sizes import check_sizes
 
 TRANSFORMS = {
   "affine": lambda bound: flows.ConditionalAffineTransform(),

@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from normjax import flows
-from normjax.models._norm import check_sizes
+from normjax._sizes import check_sizes
 from normjax.models._paired_orders import paired_orders
 
 SPLITS = ("alternating", "random")

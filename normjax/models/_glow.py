@@ -14,7 +14,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from normjax import flows
-from normjax.models._norm import check_sizes
+from normjax._sizes import check_sizes
 
 COUPLINGS = {
   "additive": flows.AdditiveGlowCoupling,

@@ -14,8 +14,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from normjax import flows
+from normjax._sizes import check_sizes
 from normjax.blocks import Repeat
-from normjax.models._norm import check_sizes
 
 
 class _ResidualBlock(nnx.Module):

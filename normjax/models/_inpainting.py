@@ -14,8 +14,9 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
+from normjax._sizes import check_sizes
 from normjax.blocks import Repeat
-from normjax.models._norm import Unconditioned, check_sizes, make_norm
+from normjax.models._norm import Unconditioned, make_norm
 from normjax.norms import LearnableRegionNorm, RegionNorm
 
 

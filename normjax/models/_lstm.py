@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from normjax.models._norm import check_sizes, make_norm
+from normjax._sizes import check_sizes
+from normjax.models._norm import make_norm
 
 
 class LSTMClassifier(nnx.Module):

@@ -7,8 +7,9 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
+from normjax._sizes import check_sizes
 from normjax.blocks import Repeat
-from normjax.models._norm import check_sizes, make_norm
+from normjax.models._norm import make_norm
 
 
 class _Hidden(nnx.Module):

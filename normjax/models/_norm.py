@@ -39,10 +39,3 @@ class Unconditioned(nnx.Module):
     if use_running_average is None or not hasattr(self.norm, "use_running_average"):
       return self.norm(x)
     return self.norm(x, use_running_average=use_running_average)
-
-
-def check_sizes(least: int = 1, /, **sizes: int) -> None:
-  """Raise unless every size is at least 1, or whatever is said."""
-  for name, size in sizes.items():
-    if size < least:
-      raise ValueError(f"{name} must be at least {least}, got {size}")

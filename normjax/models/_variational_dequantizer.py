@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from normjax import flows
-from normjax.models._norm import check_sizes
+from normjax._sizes import check_sizes
 
 
 class _Convs(nnx.Module):

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from normjax._sizes import check_sizes
 from normjax.blocks import EncoderBlock, Repeat
-from normjax.models._norm import check_sizes, make_norm
+from normjax.models._norm import make_norm
 
 
 class ViT(nnx.Module):
