@@ -47,7 +47,8 @@ def measure(name: str, work: benchmarks.Work, rounds: int) -> list[dict]:
       lines.append(line | {"skipped": f"{type(error).__name__}: {error}"})
       continue
     wanted = peer.exact(inputs) if peer.exact else exact
-    line["error"] = max(_error(a, b) for a, b in zip(found, wanted, strict=True))
+    # NumPy's maximum, for which no number is the largest: Python's may pass over it.
+    line["error"] = float(np.max([_error(a, b) for a, b in zip(found, wanted, strict=True)]))
     line["right"] = bool(line["error"] <= work.tolerance)
     if peer.temporaries:
       line["temporaries"] = peer.temporaries(inputs)
