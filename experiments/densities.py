@@ -36,9 +36,11 @@ def densities(grid: ConfigDict, out: str, workers: int = 2) -> list[dict]:
     The rows of the table.
 
   Raises:
-    ValueError: if the folder belongs to another grid, or a table has too few rows.
+    ValueError: if the folder belongs to another grid, a table has too few rows, or the steps are no
+      multiple of the points.
   """
   folder = Path(out)
+  tuning.check_points(grid.config.total_steps, grid.points)
   for column in grid.columns:
     split(grid, column, grid.seeds[0])
   comparison.claim(folder, grid.to_dict(), {"flows": "flows", "columns": "columns"})

@@ -84,9 +84,11 @@ def dependent(grid: ConfigDict, out: str, workers: int = 2) -> list[dict]:
     The rows of the table.
 
   Raises:
-    ValueError: if the folder belongs to another grid, or a column does not fit its data.
+    ValueError: if the folder belongs to another grid, a column does not fit its data, or the steps
+      are no multiple of the points.
   """
   folder = Path(out)
+  tuning.check_points(grid.config.total_steps, grid.points)
   for column in grid.columns:
     blocks_of(grid.columns[column], grid.seeds[0])
   comparison.claim(folder, grid.to_dict(), {"columns": "columns"})
