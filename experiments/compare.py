@@ -116,7 +116,7 @@ def main(argv):
 
 if __name__ == "__main__":
   config_flags.DEFINE_config_file("grid", help_string="What to compare: file.py[:tiny].")
-  flags.DEFINE_string("out", None, "Where runs, table and figure go.")
-  flags.DEFINE_integer("workers", 2, "Norms that are trained at a time.")
+  command.define_path("out", None, "Where runs, table and figure go.")
+  flags.DEFINE_integer("workers", 2, "Norms that are trained at a time.", lower_bound=1)
   flags.mark_flags_as_required(["grid", "out"])
   command.run(main, trains=True)

@@ -82,7 +82,7 @@ def main(argv):
 
 if __name__ == "__main__":
   flags.DEFINE_list("rows", None, "NAME=WORKDIR, workdirs of experiments.train.")
-  flags.DEFINE_string("out", None, "The PNG.")
+  command.define_path("out", None, "The PNG.")
   flags.DEFINE_integer("count", 12, "Images in a row.")
   flags.DEFINE_float("temperature", 1.0, "Of the samples.")
   flags.DEFINE_integer("seed", 0, "Seed of the samples.")

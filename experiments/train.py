@@ -172,7 +172,7 @@ def main(argv):
 
 if __name__ == "__main__":
   config_flags.DEFINE_config_file("config", help_string="Experiment: file.py[:tiny].")
-  flags.DEFINE_string("workdir", None, "Where checkpoints, curves and pictures go.")
+  command.define_path("workdir", None, "Where checkpoints, curves and pictures go.")
   flags.DEFINE_string("mesh", "", 'Devices: "data:8", "data:2,fsdp:4"; empty: one.')
   flags.DEFINE_bool("distributed", False, "Join the processes of several hosts.")
   flags.mark_flags_as_required(["config", "workdir"])

@@ -26,7 +26,8 @@ def open_workdir(workdir: str, step: int | None = None):
 
 def read_config(workdir: str) -> ConfigDict:
   """Return the config that a workdir was trained with."""
-  return ConfigDict(json.loads((Path(workdir) / "record.json").read_text())["config"])
+  record = Path(workdir).expanduser() / "record.json"
+  return ConfigDict(json.loads(record.read_text())["config"])
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -35,6 +36,17 @@ def write_json(path: Path, value: Any) -> None:
   scratch = path.with_name(f".{path.name}.{os.getpid()}")
   scratch.write_text(json.dumps(value, indent=2))
   scratch.replace(path)
+
+
+def check_free(out: str, file: str = "results.json") -> None:
+  """Make a folder for results, before they are computed.
+
+  Raises:
+    ValueError: if it holds some already, which would be lost.
+  """
+  if (Path(out) / file).exists():
+    raise ValueError(f"--out={out} holds {file} already: use another folder, or move it away")
+  Path(out).mkdir(parents=True, exist_ok=True)
 
 
 def write_results(out: str, results: Any, table: str) -> None:
