@@ -1,7 +1,10 @@
-"""Workdirs: open a finished one, and write results into one."""
+"""Workdirs: open a finished one, hold one while training, and write results into one."""
 
+import contextlib
+import fcntl
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,30 @@ def read_config(workdir: str) -> ConfigDict:
   """Return the config that a workdir was trained with."""
   record = Path(workdir).expanduser() / "record.json"
   return ConfigDict(json.loads(record.read_text())["config"])
+
+
+@contextlib.contextmanager
+def alone(workdir: str) -> Iterator[None]:
+  """Hold a workdir, made if there is none, against other processes of this machine.
+
+  The lock is on the folder itself and goes with the process, however that ends.
+
+  Raises:
+    ValueError: if another process trains there: it would take this one's checkpoints and curve for
+      leftovers.
+  """
+  Path(workdir).mkdir(parents=True, exist_ok=True)
+  folder = os.open(workdir, os.O_RDONLY)
+  try:
+    try:
+      fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      raise ValueError(
+        f"another process is training in {workdir}: wait for it, or use another workdir"
+      ) from error
+    yield
+  finally:
+    os.close(folder)
 
 
 def write_json(path: Path, value: Any) -> None:
