@@ -76,8 +76,6 @@ def pair_config(grid: ConfigDict, norm: str, i: int) -> ConfigDict:
   with config.unlocked():
     name = norm.partition("/")[0]
     config.norm = {"name": name, "options": {**grid.norms[norm].to_dict(), **options}}
-    if name == "none":
-      config.norm.name = None
   config.update(batch_size=grid.batch_sizes[i], total_steps=grid.steps[i])
   return config
 
