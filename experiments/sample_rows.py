@@ -76,6 +76,8 @@ def main(argv):
   if wrong := [row for row in FLAGS.rows if "=" not in row]:
     raise ValueError(f"--rows must be NAME=WORKDIR, got {', '.join(wrong)}")
   rows = dict(row.split("=", 1) for row in FLAGS.rows)
+  if len(rows) < len(FLAGS.rows):
+    raise ValueError(f"--rows must have different names, got {', '.join(FLAGS.rows)}")
   options = {"count": FLAGS.count, "temperature": FLAGS.temperature, "seed": FLAGS.seed}
   print(f"wrote {run(rows, FLAGS.out, **options)}")
 

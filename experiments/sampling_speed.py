@@ -49,6 +49,8 @@ def main(argv):
   """Measure as the flags say."""
   if len(argv) > 1:
     raise app.UsageError(f"unknown arguments {argv[1:]}; flags look like --workdirs=A,B")
+  if not FLAGS.workdirs:
+    raise ValueError("--workdirs must name a workdir or more, got none")
   for workdir in FLAGS.workdirs:
     found = run(workdir, command.numbers("sizes", FLAGS.sizes, int))
     text = ", ".join(f"{1e3 * v:.3g} ms a sample in {n}" for n, v in found.items())

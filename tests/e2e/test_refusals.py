@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from experiments import command as shell
 from experiments import evaluate, sample, tasks, train, workdirs
 from experiments.configs import classify_digits, table_magic
 from normjax import checkpoint
@@ -146,12 +145,6 @@ def test_a_run_is_alone_and_saves_a_signal_that_comes_late(tmp_path, monkeypatch
   assert [p.name for p in (tmp_path / "run/checkpoints").iterdir()] == ["3"]
   with workdirs.alone(workdir):
     pass
-
-
-def test_lists_of_numbers_name_their_flag():
-  assert shell.numbers("sizes", ["1", "16"], int) == [1, 16]
-  with pytest.raises(ValueError, match="--temperatures must be numbers like 0.7,1.0, got '1,a'"):
-    shell.numbers("temperatures", ["1", "a"], float)
 
 
 def test_the_classifier_of_the_readme_can_be_built():

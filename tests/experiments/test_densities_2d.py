@@ -100,11 +100,3 @@ def test_scores_are_those_of_held_out_points_under_a_flow_that_starts_from_the_p
   np.testing.assert_allclose(score, exact.mean(), atol=1e-3)
   np.testing.assert_allclose(error, exact.std() / np.sqrt(200), rtol=1e-2)
   np.testing.assert_allclose(samples.mean(0), mean, atol=1)
-
-
-def test_results_are_not_overwritten_and_home_is_found(command, tmp_path, monkeypatch):
-  monkeypatch.setenv("HOME", str(tmp_path))
-  (tmp_path / "results.json").write_text("{}")
-  code, _, errors = command("experiments.densities_2d", "--tiny", "--out=~")
-  assert code == 2
-  assert f"--out={tmp_path} holds results.json already" in errors
