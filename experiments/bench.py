@@ -23,7 +23,7 @@ import jax
 import numpy as np
 from absl import app, flags
 
-from experiments import allocator, benchmarks, command, plots
+from experiments import allocator, benchmarks, command, plots, workdirs
 from normjax.checkpoint import versions
 
 FLAGS = flags.FLAGS
@@ -47,7 +47,8 @@ def measure(name: str, work: benchmarks.Work, rounds: int) -> list[dict]:
       lines.append(line | {"skipped": f"{type(error).__name__}: {error}"})
       continue
     wanted = peer.exact(inputs) if peer.exact else exact
-    line["error"] = max(_error(a, b) for a, b in zip(found, wanted, strict=True))
+    # NumPy's maximum, for which no number is the largest: Python's may pass over it.
+    line["error"] = float(np.max([_error(a, b) for a, b in zip(found, wanted, strict=True)]))
     line["right"] = bool(line["error"] <= work.tolerance)
     if peer.temporaries:
       line["temporaries"] = peer.temporaries(inputs)
@@ -80,8 +81,8 @@ def bench(only: list[str], out: str, rounds: int) -> list[dict]:
   chosen = [name for name in benchmarks.WORKS if not only or any(o in name for o in only)]
   if not chosen:
     raise ValueError(f"only must be parts of {', '.join(benchmarks.WORKS)}, got {only}")
+  workdirs.check_free(out, "bench.jsonl")
   folder, lines = Path(out), []
-  folder.mkdir(parents=True, exist_ok=True)
   for mode, variables in (("default", {}), ("pooled", allocator.POOLED)):
     clean = {k: v for k, v in os.environ.items() if k not in allocator.POOLED}
     for name in (n for n in chosen if mode in benchmarks.WORKS[n].allocators):
@@ -189,7 +190,7 @@ def main(argv):
 
 if __name__ == "__main__":
   flags.DEFINE_list("only", [], "Parts of names of works; default: all.")
-  flags.DEFINE_string("out", "runs/bench", "Where results go.")
+  command.define_path("out", "runs/bench", "Where results go.")
   flags.DEFINE_integer("rounds", 15, "Rounds that count.", lower_bound=1)
   flags.DEFINE_string("work", None, "Measure this work alone and print JSON (used by itself).")
   command.run(main)

@@ -1,12 +1,41 @@
 """Run a script from the command line, so that a user's mistake is one message and no traceback."""
 
+import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
-from absl import app
+from absl import app, flags
 
 from experiments import allocator
+
+N = TypeVar("N", int, float)
+
+
+class _PathParser(flags.ArgumentParser):
+  """Takes ~ for the home folder: shells leave it as it is in --out=~/x."""
+
+  def parse(self, argument: str) -> str:
+    return os.path.expanduser(argument)
+
+
+def define_path(name: str, default: str | None, help_string: str) -> None:
+  """Define a flag that names a file or a folder."""
+  flags.DEFINE(_PathParser(), name, default, help_string, serializer=flags.ArgumentSerializer())
+
+
+def numbers(name: str, texts: Sequence[str], kind: type[N]) -> list[N]:
+  """Return the numbers of a list flag.
+
+  Raises:
+    ValueError: if one is no number of that kind.
+  """
+  try:
+    return [kind(text) for text in texts]
+  except ValueError:
+    what = "whole numbers like 1,16" if kind is int else "numbers like 0.7,1.0"
+    raise ValueError(f"--{name} must be {what}, got {','.join(texts)!r}") from None
 
 
 def run(main: Callable[[list[str]], None], *, trains: bool = False) -> None:

@@ -76,8 +76,6 @@ def pair_config(grid: ConfigDict, norm: str, i: int) -> ConfigDict:
   with config.unlocked():
     name = norm.partition("/")[0]
     config.norm = {"name": name, "options": {**grid.norms[norm].to_dict(), **options}}
-    if name == "none":
-      config.norm.name = None
   config.update(batch_size=grid.batch_sizes[i], total_steps=grid.steps[i])
   return config
 
@@ -116,7 +114,7 @@ def main(argv):
 
 if __name__ == "__main__":
   config_flags.DEFINE_config_file("grid", help_string="What to compare: file.py[:tiny].")
-  flags.DEFINE_string("out", None, "Where runs, table and figure go.")
-  flags.DEFINE_integer("workers", 2, "Norms that are trained at a time.")
+  command.define_path("out", None, "Where runs, table and figure go.")
+  flags.DEFINE_integer("workers", 2, "Norms that are trained at a time.", lower_bound=1)
   flags.mark_flags_as_required(["grid", "out"])
   command.run(main, trains=True)

@@ -26,7 +26,7 @@ def claim(folder: Path, grid: dict[str, Any], gains: dict[str, str]) -> None:
   if path.is_file():
     old = json.loads(path.read_text())
     added = {
-      key: {n: v for n, v in grid[key].items() if n not in old[names]}
+      key: {n: v for n, v in grid[key].items() if n not in old.get(names, {})}
       for key, names in gains.items()
     }
     wanted, found = (dict(_flat(g)) for g in ({**grid, **_without(grid, added)}, old))
@@ -91,7 +91,9 @@ def _text(cell: dict[str, Any]) -> str:
     return "not run yet"
   if "test_error" not in cell:
     return f"diverged ({cell['seeds']} of {cell['seeds']} seeds)"
-  text = f"{100 * cell['test_error']:.2f} ± {100 * cell['test_error_std']:.2f} ({cell['lr']:g})"
+  # One seed alone has no deviation.
+  spread = f" ± {100 * cell['test_error_std']:.2f}" if cell["seeds"] - cell["diverged"] > 1 else ""
+  text = f"{100 * cell['test_error']:.2f}{spread} ({cell['lr']:g})"
   return f"{text}, {cell['diverged']} diverged" if cell["diverged"] else text
 
 

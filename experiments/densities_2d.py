@@ -168,13 +168,14 @@ def main(argv):
   flag = flags.FLAGS
   families = families_2d.chosen(flag.only)
   settings = TINY if flag.tiny else Settings(steps=flag.steps, seed=flag.seed)
+  workdirs.check_free(flag.out)
   results, drawn = run(families, settings)
   workdirs.write_results(flag.out, results, table(results))
   picture(drawn, Path(flag.out) / "densities_2d.png")
 
 
 if __name__ == "__main__":
-  flags.DEFINE_string("out", None, "Where results.json, table.md and densities_2d.png go.")
+  command.define_path("out", None, "Where results.json, table.md and densities_2d.png go.")
   flags.DEFINE_bool("tiny", False, "A few small steps, to see that everything runs.")
   flags.DEFINE_integer("steps", 2000, "Steps of each fit.", lower_bound=1)
   flags.DEFINE_integer("seed", 0, "Of points, parameters and samples.")

@@ -61,11 +61,13 @@ def _text(cell: dict[str, Any], extra: tuple[str, ...]) -> str:
     return "not run yet"
   if "test_nats" not in cell:
     return f"diverged ({cell['seeds']} of {cell['seeds']} seeds)"
-  text = f"{cell['test_nats']:.3f} ± {cell['test_nats_std']:.3f}"
+  # One seed alone has no deviation.
+  spread = lambda key: f" ± {cell[key]:.3f}" if cell["seeds"] - cell["diverged"] > 1 else ""
+  text = f"{cell['test_nats']:.3f}{spread('test_nats_std')}"
   notes = [f"{cell['lr']:g}"] if cell["lr"] else []
   if "parameters" in cell:
     notes.append(f"{cell['parameters'] / 1000:.1f}K")
-  notes += [f"{key} {cell[key]:.3f} ± {cell[f'{key}_std']:.3f}" for key in extra if key in cell]
+  notes += [f"{key} {cell[key]:.3f}{spread(f'{key}_std')}" for key in extra if key in cell]
   text += f" ({', '.join(notes)})" if notes else ""
   return f"{text}, {cell['diverged']} diverged" if cell["diverged"] else text
 

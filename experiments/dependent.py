@@ -84,9 +84,11 @@ def dependent(grid: ConfigDict, out: str, workers: int = 2) -> list[dict]:
     The rows of the table.
 
   Raises:
-    ValueError: if the folder belongs to another grid, or a column does not fit its data.
+    ValueError: if the folder belongs to another grid, a column does not fit its data, or the steps
+      are no multiple of the points.
   """
   folder = Path(out)
+  tuning.check_points(grid.config.total_steps, grid.points)
   for column in grid.columns:
     blocks_of(grid.columns[column], grid.seeds[0])
   comparison.claim(folder, grid.to_dict(), {"columns": "columns"})
@@ -180,7 +182,7 @@ def main(argv):
 
 if __name__ == "__main__":
   config_flags.DEFINE_config_file("grid", help_string="What to compare: file.py[:tiny].")
-  flags.DEFINE_string("out", None, "Where runs, table and figure go.")
-  flags.DEFINE_integer("workers", 2, "Objectives that are trained at a time.")
+  command.define_path("out", None, "Where runs, table and figure go.")
+  flags.DEFINE_integer("workers", 2, "Objectives that are trained at a time.", lower_bound=1)
   flags.mark_flags_as_required(["grid", "out"])
   command.run(main, trains=True)

@@ -54,7 +54,7 @@ def main(argv):
 
 
 if __name__ == "__main__":
-  flags.DEFINE_string("workdir", None, "A workdir of experiments.train.")
+  command.define_path("workdir", None, "A workdir of experiments.train.")
   flags.DEFINE_integer("draws", None, "Dequantizations per image; default: the config's.")
   flags.mark_flags_as_required(["workdir"])
   command.run(main)

@@ -219,13 +219,14 @@ def main(argv):
   flag = flags.FLAGS
   if not flag.seeds or not all(seed.isdecimal() for seed in flag.seeds):
     raise ValueError(f"--seeds must be numbers like 0,1,2, got {','.join(flag.seeds)!r}")
+  workdirs.check_free(flag.out)
   results, drawn = run([int(seed) for seed in flag.seeds], TINY if flag.tiny else Settings())
   workdirs.write_results(flag.out, results, table(results))
   picture(results, drawn, Path(flag.out) / "exploding_inverse.png")
 
 
 if __name__ == "__main__":
-  flags.DEFINE_string("out", None, "Where results.json, table.md and exploding_inverse.png go.")
+  command.define_path("out", None, "Where results.json, table.md and exploding_inverse.png go.")
   flags.DEFINE_bool("tiny", False, "A few small steps, to see that everything runs.")
   flags.DEFINE_list("seeds", ["0", "1", "2"], "Of data, parameters and draws.")
   flags.mark_flags_as_required(["out"])

@@ -215,7 +215,7 @@ def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f"takes flags only, got {argv[1:]}")
   flag = flags.FLAGS
-  rates = tuple(float(rate) for rate in flag.learning_rates)
+  rates = tuple(command.numbers("learning_rates", flag.learning_rates, float))
   if not rates or not all(rate > 0 for rate in rates):
     raise ValueError(f"--learning_rates must be positive numbers, got {flag.learning_rates}")
   settings = Settings(
@@ -228,16 +228,14 @@ def main(argv):
     settings = dataclasses.replace(
       settings, rounds=2, local_steps=2, batch_size=4, num_seeds=2, width=8
     )
-  out = Path(flag.out)
+  workdirs.check_free(flag.out)
   results = run(settings)
-  workdirs.write_json(out / "results.json", results)
-  (out / "table.md").write_text(table(results))
-  picture(results, out / "federated.png")
-  print(table(results), end="")
+  workdirs.write_results(flag.out, results, table(results))
+  picture(results, Path(flag.out) / "federated.png")
 
 
 if __name__ == "__main__":
-  flags.DEFINE_string("out", None, "Where results.json, table.md and federated.png go.")
+  command.define_path("out", None, "Where results.json, table.md and federated.png go.")
   flags.DEFINE_bool("tiny", False, "A few small steps, to see that everything runs.")
   flags.DEFINE_integer("rounds", 40, "Rounds of averaging.", lower_bound=1)
   flags.DEFINE_integer("seeds", 3, "Seeds for each learning rate.", lower_bound=1)

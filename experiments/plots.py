@@ -1,6 +1,7 @@
 """Pictures of a run, always drawn from what is on disk or in arrays."""
 
 import json
+import math
 from pathlib import Path
 
 import matplotlib
@@ -126,10 +127,13 @@ def curves(workdir: str) -> Path:
     # Beside the axes no line runs through it.
     place = {"xy": (1.01, value), "xycoords": ("axes fraction", "data")}
     axes.annotate(text, **place, va="center", color="0.35", fontsize=9, annotation_clip=False)
-  values = [value for points in curve.values() for _, value in points]
+  known = [value for value in references.values() if math.isfinite(value)]
+  training, held_out = (
+    [value for _, value in points if math.isfinite(value)] for points in curve.values()
+  )
   # A flow starts far above the uniform density; what happens below it is what one looks at.
-  top = max([*references.values(), *(value for _, value in curve["test_bits_per_dim"])] or values)
-  low = min([*values, *references.values()])
+  top = max([*known, *held_out] or training or [1.0])
+  low = min([*training, *held_out, *known] or [0.0])
   margin = 0.06 * max(top - low, 0.1)
   axes.set(xlabel="step", ylabel="bits per dimension", ylim=(low - margin, top + margin))
   axes.grid(axis="y", color="0.93", zorder=-1)

@@ -48,12 +48,12 @@ def main(argv):
   """Draw pictures as the flags say."""
   if len(argv) > 1:
     raise app.UsageError(f"unknown arguments {argv[1:]}; flags look like --workdir=DIR")
-  temperatures = FLAGS.temperatures and [float(t) for t in FLAGS.temperatures]
+  temperatures = FLAGS.temperatures and command.numbers("temperatures", FLAGS.temperatures, float)
   run(FLAGS.workdir, temperatures, FLAGS.count, FLAGS.seed)
 
 
 if __name__ == "__main__":
-  flags.DEFINE_string("workdir", None, "A workdir of experiments.train.")
+  command.define_path("workdir", None, "A workdir of experiments.train.")
   flags.DEFINE_list("temperatures", None, "One grid for each; default: 0.7,0.85,1.0.")
   flags.DEFINE_integer("count", None, "Images in each file; default: 64.")
   flags.DEFINE_integer("seed", None, "Seed of the samples; default: 0.")

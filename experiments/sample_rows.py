@@ -76,13 +76,15 @@ def main(argv):
   if wrong := [row for row in FLAGS.rows if "=" not in row]:
     raise ValueError(f"--rows must be NAME=WORKDIR, got {', '.join(wrong)}")
   rows = dict(row.split("=", 1) for row in FLAGS.rows)
+  if len(rows) < len(FLAGS.rows):
+    raise ValueError(f"--rows must have different names, got {', '.join(FLAGS.rows)}")
   options = {"count": FLAGS.count, "temperature": FLAGS.temperature, "seed": FLAGS.seed}
   print(f"wrote {run(rows, FLAGS.out, **options)}")
 
 
 if __name__ == "__main__":
   flags.DEFINE_list("rows", None, "NAME=WORKDIR, workdirs of experiments.train.")
-  flags.DEFINE_string("out", None, "The PNG.")
+  command.define_path("out", None, "The PNG.")
   flags.DEFINE_integer("count", 12, "Images in a row.")
   flags.DEFINE_float("temperature", 1.0, "Of the samples.")
   flags.DEFINE_integer("seed", 0, "Seed of the samples.")

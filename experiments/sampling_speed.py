@@ -22,9 +22,10 @@ def run(workdir: str, sizes: Sequence[int] = (1, 16), repeats: int = 5) -> dict[
   """Return the least seconds per sample of a trained density, for each number drawn at once.
 
   Raises:
-    ValueError: if a size or `repeats` is below 1, or the workdir's task has no such samples.
+    ValueError: if there is no size, one or `repeats` is below 1, or the workdir's task has no such
+      samples.
   """
-  if repeats < 1 or min(sizes) < 1:
+  if repeats < 1 or not sizes or min(sizes) < 1:
     raise ValueError(f"sizes and repeats must be at least 1, got {list(sizes)} and {repeats}")
   task, model = workdirs.open_workdir(workdir)
   if task.config.task != "density":
@@ -48,8 +49,10 @@ def main(argv):
   """Measure as the flags say."""
   if len(argv) > 1:
     raise app.UsageError(f"unknown arguments {argv[1:]}; flags look like --workdirs=A,B")
+  if not FLAGS.workdirs:
+    raise ValueError("--workdirs must name a workdir or more, got none")
   for workdir in FLAGS.workdirs:
-    found = run(workdir, [int(size) for size in FLAGS.sizes])
+    found = run(workdir, command.numbers("sizes", FLAGS.sizes, int))
     text = ", ".join(f"{1e3 * v:.3g} ms a sample in {n}" for n, v in found.items())
     print(f"{workdir}: {text}")
 

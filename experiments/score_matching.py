@@ -316,13 +316,14 @@ def main(argv):
     num_seeds=flag.seeds, sine_steps=flag.sine_steps, digits_steps=flag.digits_steps
   )
   settings = TINY if flag.tiny else settings
+  workdirs.check_free(flag.out)
   results = run(settings, parts)
   workdirs.write_results(flag.out, results, table(results))
   picture(results, Path(flag.out) / "score_matching.png")
 
 
 if __name__ == "__main__":
-  flags.DEFINE_string("out", None, "Where results.json, table.md and score_matching.png go.")
+  command.define_path("out", None, "Where results.json, table.md and score_matching.png go.")
   flags.DEFINE_bool("tiny", False, "A few small steps, to see that everything runs.")
   flags.DEFINE_integer("seeds", 3, "Seeds of every trained flow.", lower_bound=1)
   flags.DEFINE_integer("sine_steps", 3000, "Training steps on the sine.", lower_bound=1)

@@ -18,7 +18,7 @@ import numpy as np
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from experiments import command, data, evaluate, sample, sharding, tasks
+from experiments import command, data, evaluate, sample, sharding, tasks, workdirs
 from experiments.metrics import MetricWriter, Progress
 from experiments.optimizer import make_optimizer
 from experiments.step import make_steps
@@ -35,6 +35,28 @@ def sigterm_sets(stop: threading.Event):
     yield
   finally:
     signal.signal(signal.SIGTERM, before)
+
+
+def check_numbers(config, held_out: int, devices: int) -> None:
+  """Raise a ValueError where the loop would fail only after it has begun.
+
+  Args:
+    config: of the run.
+    held_out: examples of the curve.
+    devices: that share each batch.
+  """
+  for name in ("total_steps", "log_every", "eval_every", "save_every"):
+    if config[name] < 1:
+      raise ValueError(f"config.{name} must be at least 1, got {config[name]}")
+  if config.batch_size % devices:
+    raise ValueError(
+      f"config.batch_size must be a multiple of the {devices} devices, got {config.batch_size}"
+    )
+  if min(config.eval.batch_size, held_out) < devices:
+    raise ValueError(
+      f"config.eval.batch_size and the held-out examples must be at least the {devices} devices, "
+      f"got {config.eval.batch_size} and {held_out}"
+    )
 
 
 def train(config, workdir: str, mesh_string: str = "", distributed: bool = False) -> bool:
@@ -68,10 +90,11 @@ def train(config, workdir: str, mesh_string: str = "", distributed: bool = False
   evaluation_step = jax.jit(mean_score, out_shardings=replicated)
   held_out = task.evaluation_arrays(config.eval.examples)
   total = data.num_examples(held_out)
+  check_numbers(config, total, mesh.size)
   size = min(config.eval.batch_size, total)
   size -= size % mesh.size
   # Only whole batches: one shape to compile, and the mean of means is the mean.
-  whole = total - total % max(1, size)
+  whole = total - total % size
   held_out = {name: array[:whole] for name, array in held_out.items()}
 
   def held_out_score(state):
@@ -90,6 +113,8 @@ def train(config, workdir: str, mesh_string: str = "", distributed: bool = False
     if not distributed:
       # Among several processes JAX itself listens: see Checkpointer.reached_preemption.
       exits.enter_context(sigterm_sets(stop))
+    if jax.process_index() == 0:
+      exits.enter_context(workdirs.alone(workdir))
     checkpointer = exits.enter_context(
       checkpoint.Checkpointer(
         workdir, record, max_to_keep=config.keep, save_every=config.save_every
@@ -131,8 +156,8 @@ def train(config, workdir: str, mesh_string: str = "", distributed: bool = False
       pending.clear()
       return last
 
-    step = start
-    while step < config.total_steps and not stop.is_set():
+    step, ends = start, stop.is_set()
+    while step < config.total_steps and not ends:
       batch = sharding.put_batch(next(batches), batch_sharding)
       state, metrics = train_step(state, batch)
       step += 1
@@ -146,9 +171,9 @@ def train(config, workdir: str, mesh_string: str = "", distributed: bool = False
         score = {f"test_{task.metric}": held_out_score(state)}
         writer.write(step, score)
         progress.update(step, score)
-      if checkpointer.reached_preemption(step):
-        stop.set()
-      if final or stop.is_set() or checkpointer.should_save(step):
+      # Looked at once: a signal that comes later takes another step, so that none ends unsaved.
+      ends = stop.is_set() or checkpointer.reached_preemption(step)
+      if final or ends or checkpointer.should_save(step):
         look()
         checkpointer.save(step, state, batches, force=True)
   return step == config.total_steps
@@ -172,7 +197,7 @@ def main(argv):
 
 if __name__ == "__main__":
   config_flags.DEFINE_config_file("config", help_string="Experiment: file.py[:tiny].")
-  flags.DEFINE_string("workdir", None, "Where checkpoints, curves and pictures go.")
+  command.define_path("workdir", None, "Where checkpoints, curves and pictures go.")
   flags.DEFINE_string("mesh", "", 'Devices: "data:8", "data:2,fsdp:4"; empty: one.')
   flags.DEFINE_bool("distributed", False, "Join the processes of several hosts.")
   flags.mark_flags_as_required(["config", "workdir"])

@@ -68,6 +68,7 @@ def run_all(
   """Do what is missing, several cells at a time; report after each cell, print, return the rows.
 
   `report()` writes the table, first of all, and further files, and returns its rows and the files.
+  An error or Control-C ends it after the cells that are being run.
   """
   left = [missing(folder, cell) for cell in cells]
   todo, start, finished = sum(left), time.monotonic(), 0
@@ -78,13 +79,17 @@ def run_all(
       for cell, count in zip(cells, left, strict=True)
       if count
     }
-    for job in futures.as_completed(jobs):
-      job.result()
-      cell, count = jobs[job]
-      finished += count
-      to_go = (time.monotonic() - start) / finished * (todo - finished)
-      logging.info("%d/%d runs, %.0f s to go; %s done", finished, todo, to_go, cell.stem)
-      report()
+    try:
+      for job in futures.as_completed(jobs):
+        job.result()
+        cell, count = jobs[job]
+        finished += count
+        to_go = (time.monotonic() - start) / finished * (todo - finished)
+        logging.info("%d/%d runs, %.0f s to go; %s done", finished, todo, to_go, cell.stem)
+        report()
+    except BaseException:  # Control-C too: the pool would work through all that waits.
+      pool.shutdown(wait=False, cancel_futures=True)
+      raise
   rows, files = report()
   print(files[0].read_text())
   for file in files:
@@ -106,7 +111,8 @@ def run_cell(folder: Path, cell: Cell, make_execute: Callable[[Cell], Execute]) 
       result = execute(lr, seed)
     except Exception as error:  # A variant that can't run is a result; the table says why.
       logging.warning("%s failed:\n%s", path.name, traceback.format_exc())
-      result = {"failed": f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"}
+      first, *_ = [*str(error).splitlines(), ""]
+      result = {"failed": f"{type(error).__name__}: {first[:200]}".removesuffix(": ")}
     seconds = time.monotonic() - start
     result = {**cell.keys, "lr": lr, "seed": seed, **result, "seconds": seconds}
     workdirs.write_json(path, result)
@@ -174,6 +180,12 @@ class Point(NamedTuple):
   finite: bool
   score: Callable[[Sequence[Any]], float]
   state: Any
+
+
+def check_points(steps: int, points: int) -> None:
+  """Raise a ValueError unless the points of a curve are equally many steps apart."""
+  if points < 1 or steps % points:
+    raise ValueError(f"config.total_steps must be a multiple of points = {points}, got {steps}")
 
 
 def make_points(task: Any, config: ConfigDict, points: int):

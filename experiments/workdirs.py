@@ -1,7 +1,10 @@
-"""Workdirs: open a finished one, and write results into one."""
+"""Workdirs: open a finished one, hold one while training, and write results into one."""
 
+import contextlib
+import fcntl
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +29,32 @@ def open_workdir(workdir: str, step: int | None = None):
 
 def read_config(workdir: str) -> ConfigDict:
   """Return the config that a workdir was trained with."""
-  return ConfigDict(json.loads((Path(workdir) / "record.json").read_text())["config"])
+  record = Path(workdir).expanduser() / "record.json"
+  return ConfigDict(json.loads(record.read_text())["config"])
+
+
+@contextlib.contextmanager
+def alone(workdir: str) -> Iterator[None]:
+  """Hold a workdir, made if there is none, against other processes of this machine.
+
+  The lock is on the folder itself and goes with the process, however that ends.
+
+  Raises:
+    ValueError: if another process trains there: it would take this one's checkpoints and curve for
+      leftovers.
+  """
+  Path(workdir).mkdir(parents=True, exist_ok=True)
+  folder = os.open(workdir, os.O_RDONLY)
+  try:
+    try:
+      fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      raise ValueError(
+        f"another process is training in {workdir}: wait for it, or use another workdir"
+      ) from error
+    yield
+  finally:
+    os.close(folder)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -35,6 +63,17 @@ def write_json(path: Path, value: Any) -> None:
   scratch = path.with_name(f".{path.name}.{os.getpid()}")
   scratch.write_text(json.dumps(value, indent=2))
   scratch.replace(path)
+
+
+def check_free(out: str, file: str = "results.json") -> None:
+  """Make a folder for results, before they are computed.
+
+  Raises:
+    ValueError: if it holds some already, which would be lost.
+  """
+  if (Path(out) / file).exists():
+    raise ValueError(f"--out={out} holds {file} already: use another folder, or move it away")
+  Path(out).mkdir(parents=True, exist_ok=True)
 
 
 def write_results(out: str, results: Any, table: str) -> None:

@@ -134,7 +134,8 @@ def classification_config() -> ConfigDict:
   config.model.resnet = ConfigDict({"width": 16, "depths": (1, 1, 1), "stem_stride": 1})
   config.model.vit = ConfigDict({"patch_size": 4, "features": 64, "depth": 4, "num_heads": 4})
   config.model.lstm = ConfigDict({"width": 64})
-  # A key of normjax.norms.NAMES and its options; None: no norm.
+  # A key of normjax.norms.NAMES and its options, --config.norm.options="{'num_groups': 4}" say;
+  # "none": no norm.
   config.norm = ConfigDict()
   config.norm.name = placeholder(str)
   config.norm.name = "batch_norm"

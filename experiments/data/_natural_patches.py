@@ -111,6 +111,8 @@ def cut(photos: Iterable[np.ndarray], size: int, stride: int, min_std: float) ->
   """Cut photos (h, w, c) into patches (n, size, size, c), leaving out the flat ones."""
   kept = []
   for photo in photos:
+    if min(photo.shape[:2]) < size:
+      raise ValueError(f"size must be at most {min(photo.shape[:2])}, a photo's side, got {size}")
     windows = np.lib.stride_tricks.sliding_window_view(photo, (size, size), axis=(0, 1))
     windows = windows[::stride, ::stride]  # (i, j, c, size, size)
     std = windows.std(axis=(-2, -1), dtype=np.float32).mean(axis=-1)  # (i, j)

@@ -47,6 +47,7 @@ TASKS = {
 def make(config: ConfigDict):
   """Build the task that `config.task` names."""
   data.check_name("config.task", config.task, TASKS)
+  data.check_name("config.data.name", config.data.name, data.LOADERS)
   if (config.data.name in data.TABLES) != (config.task == "table_density"):
     kind = "a table" if config.data.name in data.TABLES else "no table"
     raise ValueError(f"config.data.name: {config.data.name!r} is {kind}, see config.task")
@@ -63,8 +64,8 @@ def chosen(method, **options):
   known = list(inspect.signature(method).parameters)
   for name in given:
     if name not in known:
-      owner = type(method.__self__).__name__.lower()
-      raise ValueError(f"{name} means nothing to the task {owner}: leave it out")
+      task = method.__self__.config.task
+      raise ValueError(f"{name} means nothing to the task {task}: leave it out")
   return given
 
 

@@ -19,7 +19,7 @@ _CLASSES = {"mlp": "MLP", "resnet": "ResNet", "vit": "ViT", "lstm": "LSTMClassif
 class Classification(Task):
   """What the training loop and the evaluation need to know about classifiers.
 
-  The config chooses a model (`model.name`) and its norm (`norm.name`, None for none) apart from
+  The config chooses a model (`model.name`) and its norm (`norm.name`, "none" for none) apart from
   each other; an LSTM reads the rows of an image from top to bottom as its frames.
 
   Attributes:
@@ -49,7 +49,7 @@ class Classification(Task):
       "kwargs": {
         **place[name],
         "num_classes": self.dataset.num_classes,
-        "norm": config.norm.name,
+        "norm": None if config.norm.name == "none" else config.norm.name,
         "norm_options": config.norm.options.to_dict(),
         **config.model[name].to_dict(),
       },

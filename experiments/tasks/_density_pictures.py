@@ -24,7 +24,7 @@ def density_pictures(
   """
   if count < 1:
     raise ValueError(f"count must be at least 1, got {count}")
-  if bad := [t for t in temperatures if t < 0]:
+  if bad := [t for t in temperatures if not t >= 0]:
     raise ValueError(f"temperatures must be at least 0, got {bad}")
   key, show, files = jax.random.key(seed), {"num_levels": task.dataset.num_levels}, []
 
@@ -42,14 +42,18 @@ def density_pictures(
   files.append(directory / "interpolations.png")
   plots.image_grid(interpolations(task, flow, key), files[-1], columns=_ROW, **show)
   files.append(directory / "reconstructions.png")
-  plots.image_grid(reconstructions(task, flow, key), files[-1], columns=_ROW, **show)
+  rows = reconstructions(task, flow, key)
+  plots.image_grid(rows, files[-1], columns=len(rows) // 3, **show)
   return files
 
 
 def interpolations(task: Any, flow: Any, key: Any, rows: int = 6) -> np.ndarray:
-  """Return `rows` walks between held-out images, (rows * 8, h, w, c), along circles of latents."""
-  image = jnp.asarray(task.dataset.test["image"][: 2 * rows])
-  x = task.dequantize(image, key)
+  """Return `rows` walks between held-out images, (rows * 8, h, w, c), along circles of latents.
+
+  Where there are fewer than two images for each walk they come again.
+  """
+  images = task.dataset.test["image"]
+  x = task.dequantize(jnp.asarray(images[np.arange(2 * rows) % len(images)]), key)
   latents = np.asarray(jax.jit(lambda flow, x: flow.bijector.forward(x)[0])(flow, x))
   walks = [spherical(latents[2 * i], latents[2 * i + 1], _ROW) for i in range(rows)]
   decode = jax.jit(lambda flow, z: task.quantize(flow.bijector.inverse(z)[0]))
@@ -57,9 +61,10 @@ def interpolations(task: Any, flow: Any, key: Any, rows: int = 6) -> np.ndarray:
 
 
 def reconstructions(task: Any, flow: Any, key: Any) -> np.ndarray:
-  """Return three rows of 8: held-out images, their round trips, and those from latents times 0.7.
+  """Return three rows of 8, or of all there are: images, round trips, those from latents times 0.7.
 
-  The second row shows that the flow is invertible, the third what moving towards the mode does.
+  The images are held out. The second row shows that the flow is invertible, the third what moving
+  towards the mode does.
   """
   image = jnp.asarray(task.dataset.test["image"][:_ROW])
 

@@ -141,14 +141,15 @@ class Injective(Task):
     if count < 1:
       raise ValueError(f"count must be at least 1, got {count}")
     files = [Path(workdir) / "samples.png", Path(workdir) / "reconstructions.png"]
-    show = {"columns": _ROW, "num_levels": self.dataset.num_levels}
+    show = {"num_levels": self.dataset.num_levels}
     drawn = jax.jit(lambda model: model.sample(jax.random.key(seed), count))(model)
-    plots.image_grid(self.quantize(drawn), files[0], **show)
+    plots.image_grid(self.quantize(drawn), files[0], columns=_ROW, **show)
     batch = self.evaluation_arrays(_ROW)
     ours = jax.jit(self.reconstruct)(model, batch)
     train, test = (np.asarray(self.inputs(v["image"])) for v in (self.dataset.train, batch))
     rows = [test, ours, principal(train, test, self.latent_dim)]
-    plots.image_grid(np.concatenate([self.quantize(row) for row in rows]), files[1], **show)
+    images = np.concatenate([self.quantize(row) for row in rows])
+    plots.image_grid(images, files[1], columns=len(test), **show)
     return files
 
   def quantize(self, x):

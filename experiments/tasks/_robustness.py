@@ -24,8 +24,8 @@ def robustness(task: Any, model: Any, draws: int) -> dict[str, Any]:
   largest standard deviation of a pixel over its samples; it does not count that all samples are
   off in the same way, which networks that extrapolate linearly do whatever the maps of a flow are.
 
-  The Mahalanobis score is that of the flow's features, pixels pooled as examples, against the
-  training set, averaged over the pixels of a measurement.
+  The Mahalanobis score is that of the flow's features, pixels pooled as examples, against those of
+  as many training images, averaged over the pixels of a measurement.
 
   Returns:
     `conditions`: for each kind of measurement the numbers of `samples` and of those `exploded`,

@@ -29,6 +29,10 @@ class ScoreMatching(Density):
   def __init__(self, config: ConfigDict):
     data.check_name("config.objective.name", config.objective.name, OBJECTIVES)
     data.check_name("config.flow", config.flow, _FLOWS)
+    if config.noise:
+      raise ValueError(
+        f"config.noise must be 0, for objectives have noise of their own, got {config.noise}"
+      )
     self.config, self.num_classes = config, None
     self.dataset = data.load(config.data.name, **config.data.options)
     spec = lambda name, **kwargs: {"class": f"normjax.{name}", "kwargs": kwargs}

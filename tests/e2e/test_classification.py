@@ -173,3 +173,7 @@ def test_wrong_configs(changes, message):
     setattr(getattr(config, node), leaf, value)
   with pytest.raises(ValueError, match=message):
     tasks.make(config)
+
+
+def test_none_is_no_norm():
+  assert tasks.make(tiny(norm__name="none")).model["kwargs"]["norm"] is None

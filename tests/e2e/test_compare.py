@@ -1,13 +1,15 @@
 """Comparisons of norms: every norm has a row, runs are those of the training script, and resume."""
 
 import json
+import threading
+import time
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from experiments import compare, comparison, data, train, tuning, workdirs
+from experiments import compare, comparison, data, density_table, train, tuning, workdirs
 from experiments.grids import norms as norms_grid
 from normjax import norms
 from tests.e2e import runs
@@ -162,6 +164,50 @@ def test_a_grid_may_gain_norms(compared, tmp_path):
   workdirs.write_json(tmp_path / "grid.json", old)
   comparison.claim(tmp_path, grid.to_dict(), {"norms": "norms", "warmups": "norms"})
   assert "layer_norm" in json.loads((tmp_path / "grid.json").read_text())["norms"]
+
+
+def test_the_folder_of_another_kind_of_grid_is_refused(tmp_path):
+  comparison.claim(tmp_path, {"norms": {"none": {}}}, {"norms": "norms"})
+  with pytest.raises(ValueError, match="holds the runs of another grid"):
+    comparison.claim(tmp_path, {"flows": {"maf": {}}}, {"flows": "flows"})
+
+
+def test_an_error_without_a_message_is_a_result_too(tmp_path):
+  def refuse(cell):
+    raise NotImplementedError
+
+  cell = tuning.Cell({"flow": "x"}, (1.0,), (0,), lambda run: 0.0)
+  tuning.run_cell(tmp_path, cell, refuse)
+  assert read(tmp_path, "x-lr1-s0.json")["failed"] == "NotImplementedError"
+
+
+def test_an_error_ends_a_comparison_before_the_cells_that_wait(tmp_path):
+  raised, done = threading.Event(), []
+  cells = [tuning.Cell({"flow": name}, (1.0,), (0,), lambda run: 0.0) for name in "abc"]
+
+  def make_execute(cell):
+    if cell is cells[1]:
+      raised.wait(10)
+      time.sleep(0.3)  # in which what waits is given up
+    done.append(cell.keys["flow"])
+    return lambda lr, seed: {"diverged": False}
+
+  def report():
+    raised.set()
+    raise OSError("no space left on device")
+
+  with pytest.raises(OSError, match="no space left"):
+    tuning.run_all(tmp_path, cells, make_execute, 1, report)
+  time.sleep(0.4)
+  assert done in (["a"], ["a", "b"])
+
+
+def test_one_seed_has_no_deviation():
+  cell = {"failed": None, "seeds": 2, "diverged": 1, "lr": 0.1, "test_error": 0.5}
+  assert comparison._text(cell | {"test_error_std": 0.0}) == "50.00 (0.1), 1 diverged"
+  cell = {"failed": None, "seeds": 1, "diverged": 0, "lr": 0.1, "test_nats": 0.5, "rho": 0.25}
+  cell |= {"test_nats_std": 0.0, "rho_std": 0.0}
+  assert density_table._text(cell, ("rho",)) == "0.500 (0.1, rho 0.250)"
 
 
 def test_a_foreign_folder_is_refused(tmp_path):

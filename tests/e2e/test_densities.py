@@ -90,6 +90,11 @@ def test_only_what_is_missing_runs_again(compared):
   changed.points = 4
   with pytest.raises(ValueError, match="points: 2 in the folder, 4 now"):
     densities.densities(changed, str(folder))
+  changed.points = 3
+  with pytest.raises(
+    ValueError, match="config.total_steps must be a multiple of points = 3, got 4"
+  ):
+    densities.densities(changed, str(folder))
   changed = tiny()
   changed.columns["wine/60"].train = 143
   with pytest.raises(ValueError, match=r"columns.wine/60: train \+ validation = 173 are more than"):

@@ -1,11 +1,17 @@
 import json
+import os
+import re
 import shutil
+import signal
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
-from experiments import evaluate, sample, train, workdirs
+from experiments import evaluate, sample, tasks, train, workdirs
+from experiments.configs import classify_digits, table_magic
+from normjax import checkpoint
 from tests.e2e import runs
 
 # Many command lines in one process that has done the imports: each gets a fork of it.
@@ -103,6 +109,50 @@ def test_a_damaged_checkpoint_is_named_and_left_alone(uninterrupted, tmp_path):
   with pytest.raises(ValueError, match=r"step 12 .* is damaged.*was changed"):
     workdirs.open_workdir(str(workdir))
   assert runs.contents(workdir) == before
+
+
+@pytest.mark.parametrize(
+  ("changes", "held_out", "message"),
+  [
+    ({"log_every": 0}, 80, "config.log_every must be at least 1, got 0"),
+    ({"total_steps": 0}, 80, "config.total_steps must be at least 1, got 0"),
+    ({"batch_size": 3}, 80, "config.batch_size must be a multiple of the 2 devices, got 3"),
+    ({"eval__batch_size": 1}, 80, "config.eval.batch_size .* at least the 2 devices, got 1 and 80"),
+    ({}, 0, "held-out examples must be at least the 2 devices, got 40 and 0"),
+  ],
+)
+def test_numbers_that_fail_only_later_are_refused_at_once(changes, held_out, message):
+  with pytest.raises(ValueError, match=message):
+    train.check_numbers(runs.tiny(**changes), held_out, 2)
+
+
+def test_a_run_is_alone_and_saves_a_signal_that_comes_late(tmp_path, monkeypatch):
+  workdir, met = str(tmp_path / "run"), []
+
+  def should_save(self, step):  # What the loop asks last before it takes another step.
+    if step == 2:
+      with pytest.raises(ValueError, match="another process is training in"):
+        workdirs.alone(workdir).__enter__()
+      met.append(step)
+      os.kill(os.getpid(), signal.SIGTERM)
+    return False
+
+  monkeypatch.setattr(checkpoint.Checkpointer, "should_save", should_save)
+  config = table_magic.get_config("tiny")
+  config.flow = "maf"
+  assert not train.train(config, workdir)
+  assert met == [2]
+  assert [p.name for p in (tmp_path / "run/checkpoints").iterdir()] == ["3"]
+  with workdirs.alone(workdir):
+    pass
+
+
+def test_the_classifier_of_the_readme_can_be_built():
+  text = (runs.ROOT / "README.md").read_text()
+  (name,) = re.findall(r"classify_digits\.py --config\.norm\.name=(\w+)", text)
+  config = classify_digits.get_config()
+  config.norm.name = name
+  nnx.eval_shape(lambda: checkpoint.build(tasks.make(config).model, nnx.Rngs(0)))
 
 
 def test_a_foreign_folder_is_refused_untouched(tmp_path):

@@ -124,6 +124,18 @@ def test_a_wrong_answer_is_called_wrong_and_a_missing_peer_is_skipped():
   assert f"| {ratio:.2f} flax | 1.1 {'met' if ratio <= 1.1 else 'missed'} |" in text
 
 
+def test_an_answer_that_is_no_number_is_wrong_wherever_it_stands():
+  x = np.ones(3, np.float32)
+  read = lambda out: [x, np.full(3, np.nan)]
+  work = benchmarks.Work(
+    lambda: {"x": x}, {"normjax": benchmarks.Peer(lambda _: lambda: x, lambda out: out, read)},
+    lambda _: [x, x], None,
+  )  # fmt: skip
+  (line,) = bench.measure("fake", work, 1)
+  assert np.isnan(line["error"])
+  assert line["right"] is False
+
+
 def test_an_error_is_relative_to_the_largest_entry():
   assert bench._error(np.array([1.0, 100.5]), np.array([1.0, 100.0])) == pytest.approx(5e-3)
 

@@ -234,6 +234,11 @@ def test_cut_leaves_flat_patches_out():
   assert _natural_patches.cut([photo], size=4, stride=4, min_std=10.1).shape == (0, 4, 4, 3)
 
 
+def test_patches_larger_than_a_photo_are_refused():
+  with pytest.raises(ValueError, match="size must be at most 4, a photo's side, got 5"):
+    _natural_patches.cut([np.zeros((4, 6, 3), np.uint8)], size=5, stride=1, min_std=0.0)
+
+
 @pytest.mark.parametrize(
   ("size", "expected"), [((800, 400), (200, 400, 3)), ((300, 900), (400, 133, 3))]
 )

@@ -1,4 +1,5 @@
 import json
+import math
 
 import numpy as np
 import pytest
@@ -134,6 +135,15 @@ def test_curves_without_held_out_numbers(tmp_path, axes):
   low, top = axes[0].get_ylim()
   assert low < 2.0
   assert top > 3.0
+
+
+def test_curves_with_a_score_that_is_no_number(tmp_path, axes):
+  lines = [{"step": 1, "loss": 3.0}, {"step": 2, "test_bits_per_dim": math.inf}]
+  lines += [{"step": 3, "test_bits_per_dim": math.nan}, {"step": 4, "test_bits_per_dim": 2.0}]
+  (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+  plots.curves(str(tmp_path))
+  low, top = axes[0].get_ylim()
+  assert 1.5 < low < 2.0 < top < 3.5
 
 
 @pytest.mark.parametrize("content", [None, "", '{"step": 1, "rate": 3.0}\n'])

@@ -48,6 +48,13 @@ def test_config_refuses_other_flows():
     tasks.make(config)
 
 
+def test_config_refuses_noise_that_training_would_not_add():
+  config = ebflow_digits.get_config("tiny")
+  config.noise = 0.1
+  with pytest.raises(ValueError, match=r"config\.noise must be 0, .*got 0\.1"):
+    tasks.make(config)
+
+
 def test_config_refuses_other_objectives():
   config = ebflow_digits.get_config("tiny")
   config.objective.name = "mle"

@@ -1,12 +1,16 @@
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from experiments import tasks
+from experiments import plots, tasks
 from experiments.configs import jet_digits, tarflow_digits
-from normjax import checkpoint
+from experiments.tasks import _density
+from experiments.tasks._density_pictures import density_pictures
+from normjax import checkpoint, flows
 
 
 def tiny(**changes):
@@ -31,7 +35,7 @@ def build(task):
       {"task": "x"},
       "config.task must be one of classification, density, .*table_density, got 'x'$",
     ),
-    ({"data": {"name": "digit"}}, "did you mean digits"),
+    ({"data": {"name": "digit"}}, "config.data.name must be one of .*did you mean digits"),
   ],
 )
 def test_wrong_names(changes, message):
@@ -193,3 +197,30 @@ def test_wrong_flows_are_refused(changes, message):
 def test_flows_know_their_null_label(make, null):
   task = make(class_conditional=True)
   assert nnx.eval_shape(lambda: build(task)).bijector.null_label == null
+
+
+def test_pictures_of_few_held_out_images(tmp_path, monkeypatch):
+  image = np.arange(3 * 4, dtype=np.uint8).reshape(3, 2, 2, 1)
+  same = lambda x, *_: jnp.asarray(x, jnp.float32)
+  task = SimpleNamespace(
+    dataset=SimpleNamespace(test={"image": image}, num_levels=16), num_classes=None,
+    dequantize=same, quantize=same, samples=lambda flow, key, n, *_: jnp.zeros((n, 2, 2, 1)),
+  )  # fmt: skip
+  flow = flows.Flow(flows.Chain([]), flows.StandardNormal((2, 2, 1)))
+  pages = []
+  page = lambda images, path, *, columns, **_: pages.append((len(images), columns))
+  monkeypatch.setattr(plots, "image_grid", page)
+  density_pictures(task, flow, tmp_path, [1.0], 8, 0)
+  assert pages == [(8, 8), (48, 8), (9, 3)]
+  with pytest.raises(ValueError, match=r"temperatures must be at least 0, got \[nan\]"):
+    density_pictures(task, flow, tmp_path, [float("nan")], 8, 0)
+
+
+def test_only_short_runs_have_rough_references(monkeypatch):
+  asked = []
+  monkeypatch.setattr(_density, "references", lambda *_, tiny: asked.append(tiny) or {})
+  monkeypatch.setattr(_density, "over_held_out", lambda *_: np.ones((4, 1), np.float32))
+  small = {"name": "generated", "options": {"size": 8, "num_train": 16, "num_test": 4}}
+  for steps in (12, 1000):
+    tiny(data=small, total_steps=steps).evaluate(None)
+  assert asked == [True, False]
