@@ -34,6 +34,7 @@ from flax import nnx
 from scipy import stats
 
 from experiments import command, plots, workdirs
+from experiments.over_seeds import over_seeds
 from experiments.plane import save, show_points
 from experiments.scan_train import train
 from normjax import diagnostics, flows
@@ -181,14 +182,13 @@ def table(results: dict) -> str:
   """Return scores and log10 of deviations, median and largest, mean ± deviation over seeds."""
   heads = ["kind", "-log p (nats)", *(f"m = {m}" for m in FACTORS), "Spearman"]
   lines = [f"| {' | '.join(heads)} |\n", f"|:---{'|---:' * (len(heads) - 1)}|\n"]
-  pair = lambda values: f"{np.mean(values):.2f} ± {np.std(values):.2f}"
   for kind in KINDS:
     own = [row for row in results["rows"] if row["kind"] == kind]
-    cells = [kind, pair([row["nll"] for row in own])]
+    cells = [kind, over_seeds([row["nll"] for row in own], 2)]
     for m in map(str, FACTORS):
       largest = max(row["largest"][m] for row in own)
-      cells.append(f"{pair([row['median'][m] for row in own])}, {largest:.2f}")
-    cells.append(pair([row["spearman"] for row in own]))
+      cells.append(f"{over_seeds([row['median'][m] for row in own], 2)}, {largest:.2f}")
+    cells.append(over_seeds([row["spearman"] for row in own], 2))
     lines.append(f"| {' | '.join(cells)} |\n")
   return "".join(lines)
 

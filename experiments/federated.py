@@ -27,6 +27,7 @@ import optax
 from absl import app, flags
 
 from experiments import command, data, fedavg, plots, workdirs
+from experiments.over_seeds import over_seeds
 from normjax import norms
 
 MODELS = {"none": "no norm", "feature_norm": "FN", "layer_norm": "LN"}
@@ -177,7 +178,7 @@ def table(results: dict) -> str:
     for model, label in MODELS.items():
       rows = [r for r in results["rows"] if (r["split"], r["model"]) == (split, model)]
       means = [np.mean(row["accuracy"]) for row in rows]
-      cells = [f"{m:.3f} ± {np.std(r['accuracy']):.3f}" for m, r in zip(means, rows, strict=True)]
+      cells = [over_seeds(row["accuracy"]) for row in rows]
       cosine = np.mean([row["cosine"] for row in rows])
       cells += [f"{max(means) - min(means):.3f}", f"{cosine:.2f}"]
       lines.append(f"| {split} | {label} | " + " | ".join(cells) + " |")

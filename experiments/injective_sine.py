@@ -29,6 +29,7 @@ from absl import app, flags
 from flax import nnx
 
 from experiments import command, plots, workdirs
+from experiments.over_seeds import over_seeds
 from experiments.plane import save, show_points
 from normjax import flows, models
 
@@ -152,7 +153,7 @@ def table(results: dict) -> str:
   for place in PLACES:
     own = [row for row in results["rows"] if row["jacobian_at"] == place]
     last = [[row[name][-1] for row in own] for name in ("squared_error", "nll", "turning")]
-    cells = [f"{np.mean(values):.3f} ± {np.std(values):.3f}" for values in last]
+    cells = [over_seeds(values) for values in last]
     lines.append(f"| {place} | {' | '.join(cells)} |\n")
   return "".join(lines)
 
@@ -188,13 +189,14 @@ def main(argv):
   if not flag.seeds or not all(seed.isdecimal() for seed in flag.seeds):
     raise ValueError(f"--seeds must be numbers like 0,1,2, got {','.join(flag.seeds)!r}")
   settings = TINY if flag.tiny else Settings(beta=flag.beta)
+  workdirs.check_free(flag.out)
   results, drawn = run([int(seed) for seed in flag.seeds], settings)
   workdirs.write_results(flag.out, results, table(results))
   picture(results, drawn, Path(flag.out) / "injective_sine.png")
 
 
 if __name__ == "__main__":
-  flags.DEFINE_string("out", None, "Where results.json, table.md and injective_sine.png go.")
+  command.define_path("out", None, "Where results.json, table.md and injective_sine.png go.")
   flags.DEFINE_bool("tiny", False, "A few small steps, to see that everything runs.")
   flags.DEFINE_float("beta", 1.0, "Weight of the squared error.", lower_bound=0.0)
   flags.DEFINE_list("seeds", ["0", "1", "2"], "Of data and parameters.")

@@ -27,6 +27,7 @@ from flax import nnx
 from experiments import command, plots, tasks, workdirs
 from experiments.configs import ebflow_digits
 from experiments.objectives import OBJECTIVES
+from experiments.over_seeds import over_seeds
 from experiments.step import moving_average
 from normjax import checkpoint, models
 from normjax.flows import init_from_data
@@ -242,7 +243,7 @@ def run(settings: Settings, parts: tuple[str, ...]) -> dict:
 def spread(values: list[float]) -> str:
   """Return the mean over seeds and their standard deviation, or how many are not finite."""
   bad = sum(not math.isfinite(v) for v in values)
-  return f"{bad} of {len(values)} fail" if bad else f"{np.mean(values):.3f} ± {np.std(values):.3f}"
+  return f"{bad} of {len(values)} fail" if bad else over_seeds(values)
 
 
 def table(results: dict) -> str:

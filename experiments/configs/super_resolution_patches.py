@@ -8,9 +8,9 @@ held-out curve on 600 patches, at every 250 steps: 5.37, 4.63, 4.39, 4.25, 4.14,
 many parameters: 3.900 ± 0.010; 23.6, 26.1 and 26.8 dB.
 
 Of 512 samples each, exploded with splines: none of any kind. With affine maps: none given held-out
-measurements, 34 given inverted ones, 363 and 512 given 4 and 16 times the contrast, 511 given noise,
-98 given digits. The Mahalanobis score tells which measurements have exploded samples with AUROC
-0.92; its rank correlation with the spread of samples is 0.89.
+measurements, 34 given inverted ones, 363 and 512 given 4 and 16 times the contrast, 511 given
+noise, 98 given digits. The Mahalanobis score tells which measurements have exploded samples with
+AUROC 0.92; its rank correlation with the spread of samples is 0.89.
 """
 
 from experiments.configs.common import inverse_problems_config

@@ -222,7 +222,7 @@ def test_command_writes_what_it_prints(command, tmp_path):
     accuracy = rows[split, model]["accuracy"]
     assert len(accuracy) == 2
     assert all(0 <= a <= 1 for a in accuracy)
-    assert cell == f"{np.mean(accuracy):.3f} ± {np.std(accuracy):.3f}"
+    assert cell == f"{np.mean(accuracy):.3f} ± {np.std(accuracy, ddof=1):.3f}"
     assert [curve[-1] for curve in rows[split, model]["curves"]] == accuracy
   assert (out / "federated.png").read_bytes().startswith(b"\x89PNG")
 

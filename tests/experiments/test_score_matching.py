@@ -37,7 +37,7 @@ def test_refuses_other_parts():
 
 
 def test_spread_counts_what_failed():
-  assert score_matching.spread([1.0, 3.0]) == "2.000 ± 1.000"
+  assert score_matching.spread([1.0, 3.0]) == "2.000 ± 1.414"
   assert score_matching.spread([1.0, np.nan, np.inf]) == "2 of 3 fail"
 
 
