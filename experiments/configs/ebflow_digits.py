@@ -1,7 +1,7 @@
 """An energy-based flow of dense layers on scikit-learn's digits, trained by score matching.
 
 Not yet trained to its end. `experiments.score_matching --only=digits`, three seeds, 3000 steps:
-14.649 ± 0.137 held-out bits/dim by DSM with MaP and 20.524 ± 0.239 without it, where maximum
+14.649 ± 0.168 held-out bits/dim by DSM with MaP and 20.524 ± 0.293 without it, where maximum
 likelihood has 2.402 ± 0.002 and the uniform density 4.09: score matching does not train it by then.
 """
 
