@@ -52,6 +52,8 @@ def alone(workdir: str) -> Iterator[None]:
       raise ValueError(
         f"another process is training in {workdir}: wait for it, or use another workdir"
       ) from error
+    except OSError:
+      pass  # A file system without locks, of some networks, is trained on without one.
     yield
   finally:
     os.close(folder)
