@@ -34,7 +34,7 @@ def scan_forward(stack: Stack, x, cond, *, remat=False, method="forward"):
   def body(carry, layer):
     x, total = carry
     y, log_det = getattr(stack.merge(*layer), method)(x, cond)
-    return (y, total + log_det), None
+    return (y, total + log_det.astype(total.dtype)), None  # wider parameters make it wider
 
   # The two loops of a scan share nothing that could be merged: barriers would only cost time.
   body = jax.checkpoint(body, prevent_cse=False) if remat else body
@@ -48,7 +48,7 @@ def scan_inverse(stack: Stack, z, cond, *, method="inverse"):
   def body(carry, layer):
     z, total = carry
     x, log_det = getattr(stack.merge(*layer), method)(z, cond)
-    return (x, total + log_det), None
+    return (x, total + log_det.astype(total.dtype)), None
 
   carry, _ = jax.lax.scan(body, (z, log_det_zeros(z)), (stack.params, stack.rest), reverse=True)
   return carry
@@ -92,8 +92,8 @@ def _generic_vjp(merge, params, rest, rebuild, y, cond, y_bar, log_det_bar):
   """Return a layer's `(input, params_bar, input_bar, cond_bar)` from its output `y`."""
   x, _ = merge(params, rest).inverse(y, rebuild(cond))
   forward = lambda params, x, cond: merge(params, rest).forward(x, rebuild(cond))
-  _, vjp = jax.vjp(forward, params, x, cond)
-  return x, *vjp((y_bar, log_det_bar))
+  (_, log_det), vjp = jax.vjp(forward, params, x, cond)
+  return x, *vjp((y_bar, log_det_bar.astype(log_det.dtype)))
 
 
 def _coupling_vjp(merge, params, rest, rebuild, y, cond, y_bar, log_det_bar):
@@ -103,10 +103,10 @@ def _coupling_vjp(merge, params, rest, rebuild, y, cond, y_bar, log_det_bar):
   conditioner = lambda params, x1, cond: merge(params, rest).conditioner(x1, rebuild(cond))
   theta, conditioner_vjp = jax.vjp(conditioner, params, y1, cond)
   x2, _ = layer.untransform(y2, theta)
-  _, transform_vjp = jax.vjp(layer.transform, x2, theta)
+  (_, log_det), transform_vjp = jax.vjp(layer.transform, x2, theta)
   # `split` and `join` rearrange entries, so each is the other's transpose.
   y1_bar, y2_bar = layer.split(y_bar)
-  x2_bar, theta_bar = transform_vjp((y2_bar, log_det_bar))
+  x2_bar, theta_bar = transform_vjp((y2_bar, log_det_bar.astype(log_det.dtype)))
   params_bar, x1_bar, cond_bar = conditioner_vjp(theta_bar)
   return layer.join(y1, x2), params_bar, layer.join(y1_bar + x1_bar, x2_bar), cond_bar
 

@@ -154,6 +154,22 @@ def test_temporaries_do_not_grow_with_depth(family):
   assert temporaries("store", 64) > 3 * shallow
 
 
+@pytest.mark.parametrize("make", [models.affine_coupling_flow, models.maf])
+def test_parameters_may_be_wider_than_the_data(make):
+  x = jnp.asarray(np.random.default_rng(3).normal(size=(B, 4)), jnp.float32)
+
+  def bars(memory):
+    flow = make(4, num_layers=2, width=4, depth=1, memory=memory, rngs=nnx.Rngs(0), **WIDE)
+    graphdef, params, rest = nnx.split(flow, nnx.Param, ...)
+    log_prob = lambda params, x: nnx.merge(graphdef, params, rest).log_prob(x).sum()
+    return jax.jit(jax.value_and_grad(log_prob, argnums=(0, 1)))(_moved(params), x)
+
+  stored, rebuilt = bars("store"), bars("reversible")
+  assert stored[1][1].dtype == rebuilt[1][1].dtype == jnp.float32
+  for a, b in zip(jax.tree.leaves(stored), jax.tree.leaves(rebuilt), strict=True):
+    np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-5)
+
+
 def test_training_goes_the_same_way():
   """Constant memory at equal losses: rebuilt inputs drift by rounding, over steps and layers."""
   with jax.enable_x64(False):
