@@ -1,10 +1,10 @@
 """Jet on Fashion-MNIST, 28x28 grey images of 256 levels.
 
-Expected, seed 0: 4.612 ± 0.008 held-out bits/dim (10,000 images, one draw) after 1300 steps, 13
-minutes on 2 CPU cores; saturation 0.53. On the same split: uniform 8, full-covariance Gaussian
-6.46, Gaussian mixture 5.41. The first 1000 held-out images at every 100 steps: 6.23, 5.81, 5.52,
-5.33, 5.15, 5.05, 4.94, 4.86, 4.80 (9 minutes), 4.73, 4.67, 4.64, 4.62. So short a run gives a
-density, not pictures: its samples are noisy blobs.
+Expected, seed 0: 4.598 ± 0.008 held-out bits/dim (10,000 images, one draw) after 1300 steps; an
+older version reached 4.612 in 13 minutes on 2 idle CPU cores, at a saturation of 0.53. On the same
+split: uniform 8, full-covariance Gaussian 6.46, Gaussian mixture 5.41. The first 1000 held-out
+images at every 100 steps: 6.18, 5.75, 5.44, 5.25, 5.09, 4.96, 4.87, 4.80, 4.72, 4.66, 4.61, 4.58,
+4.56. So short a run gives a density, not pictures: its samples are noise.
 """
 
 from experiments.configs.common import density_config
