@@ -5,8 +5,7 @@ convolutions, 2.402 ± 0.023 with "emerging", 2.383 ± 0.032 with "cinc_full", 2
 "cinc", where a Gaussian mixture has 2.600; 70 seconds of training on 2 idle CPU cores. The last
 batches' loss is 2.13 with 1x1, 2.09 with "emerging": all overfit. Samples are blobs of a digit's
 size, some of which one can name. "periodic" needs `--config.model.num_levels=1` (2.575 ± 0.019, 1x1
-2.624 ± 0.021 then): its kernels of 3
-do not fit the 2 x 2 pixels of the second level.
+2.624 ± 0.021 then): its kernels of 3 do not fit the 2 x 2 pixels of the second level.
 """
 
 from experiments.configs.common import density_config
