@@ -173,9 +173,7 @@ def figure(lines: list[dict], path: Path) -> Path:
   axes.invert_yaxis()
   axes.set(xlabel="ratio of minima; black: target")
   axes.spines[["top", "right"]].set_visible(False)
-  drawn.savefig(path, dpi=130)
-  plt.close(drawn)
-  return path
+  return plots.save(drawn, path)
 
 
 def main(argv):

@@ -38,6 +38,17 @@ def numbers(name: str, texts: Sequence[str], kind: type[N]) -> list[N]:
     raise ValueError(f"--{name} must be {what}, got {','.join(texts)!r}") from None
 
 
+def seeds(texts: Sequence[str]) -> list[int]:
+  """Return the seeds of a flag --seeds.
+
+  Raises:
+    ValueError: if there is none, or one is no number.
+  """
+  if not texts or not all(seed.isdecimal() for seed in texts):
+    raise ValueError(f"--seeds must be numbers like 0,1,2, got {','.join(texts)!r}")
+  return [int(seed) for seed in texts]
+
+
 def run(main: Callable[[list[str]], None], *, trains: bool = False) -> None:
   """Parse the flags, call `main(argv)` and exit; the code is 2 after a message of ours.
 

@@ -155,6 +155,4 @@ def figure(
     for panel in (curves, bars):
       panel.spines[["top", "right"]].set_visible(False)
   path = folder / "figure.png"
-  drawn.savefig(path, dpi=110)
-  plt.close(drawn)
-  return path
+  return plots.save(drawn, path, dpi=110)

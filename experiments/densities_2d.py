@@ -26,7 +26,7 @@ from flax import nnx
 
 from experiments import command, families_2d, plots, workdirs
 from experiments.families_2d import FAMILIES
-from experiments.plane import mesh, save, show_density, show_points
+from experiments.plane import mesh, show_density, show_points
 from experiments.scan_train import falling_adam, train
 from normjax import flows
 
@@ -158,7 +158,7 @@ def picture(drawn: dict, path: Path) -> Path:
         show_points(right, samples, half)
       for axes in row[1 + 2 * len(shown) :]:
         axes.set_axis_off()
-  return save(figure, path)
+  return plots.save(figure, path)
 
 
 def main(argv):

@@ -114,6 +114,4 @@ def _figure(grid: ConfigDict, folder: Path, rows: list[dict[str, Any]]) -> Path:
     panel.margins(y=0.1)
   axes[0, 0].invert_yaxis()
   path = folder / "figure.png"
-  drawn.savefig(path, dpi=110)
-  plt.close(drawn)
-  return path
+  return plots.save(drawn, path, dpi=110)

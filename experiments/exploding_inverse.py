@@ -35,7 +35,7 @@ from scipy import stats
 
 from experiments import command, plots, workdirs
 from experiments.over_seeds import over_seeds
-from experiments.plane import save, show_points
+from experiments.plane import show_points
 from experiments.scan_train import train
 from normjax import diagnostics, flows
 
@@ -209,7 +209,7 @@ def picture(results: dict, drawn: dict, path: Path) -> Path:
   for axes, (name, x) in zip(panels[1:], drawn.items(), strict=True):
     show_points(axes, x, 1.5)
     axes.set_title(name, fontsize=9)
-  return save(figure, path)
+  return plots.save(figure, path)
 
 
 def main(argv):
@@ -217,10 +217,9 @@ def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f"takes flags only, got {argv[1:]}")
   flag = flags.FLAGS
-  if not flag.seeds or not all(seed.isdecimal() for seed in flag.seeds):
-    raise ValueError(f"--seeds must be numbers like 0,1,2, got {','.join(flag.seeds)!r}")
+  seeds = command.seeds(flag.seeds)
   workdirs.check_free(flag.out)
-  results, drawn = run([int(seed) for seed in flag.seeds], TINY if flag.tiny else Settings())
+  results, drawn = run(seeds, TINY if flag.tiny else Settings())
   workdirs.write_results(flag.out, results, table(results))
   picture(results, drawn, Path(flag.out) / "exploding_inverse.png")
 

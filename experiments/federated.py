@@ -206,9 +206,7 @@ def picture(results: dict, path: Path) -> Path:
     axes.spines[["top", "right"]].set_visible(False)
   np.atleast_1d(panels)[0].set(ylabel="held-out accuracy")
   np.atleast_1d(panels)[0].legend(frameon=False)
-  figure.savefig(path, dpi=130)
-  plt.close(figure)
-  return path
+  return plots.save(figure, path)
 
 
 def main(argv):

@@ -30,7 +30,8 @@ from flax import nnx
 
 from experiments import command, plots, workdirs
 from experiments.over_seeds import over_seeds
-from experiments.plane import save, show_points
+from experiments.plane import show_points
+from experiments.scan_train import stepper
 from normjax import flows, models
 
 PLACES = ("data", "reconstruction")
@@ -94,32 +95,26 @@ def fit(place: str, settings: Settings) -> Callable[..., Any]:
     flow = models.InjectiveFlow(
       2, 1, width=settings.width, num_blocks=settings.num_blocks, rngs=nnx.Rngs(init_key)
     )
-    graphdef, params = nnx.split(flow)
-    params = nnx.to_pure_dict(params)
 
-    def loss(params: Any, key: jax.Array) -> jax.Array:
-      flow = nnx.merge(graphdef, params)
+    def objective(flow: models.InjectiveFlow, key: jax.Array, _: jax.Array) -> jax.Array:
       x = draw(key, settings.batch_size)
       probes = jnp.ones((len(x), 1, 1))  # of one latent there is one direction
       parts = {"beta": settings.beta, "jacobian_at": place}
       return jnp.mean(flows.injective_loss(flow.encode, flow.decode, x, probes, **parts)[0])
 
-    def step(carry: Any, key: jax.Array) -> Any:
-      params, state = carry
-      updates, state = optimizer.update(jax.grad(loss)(params, key), state)
-      return (optax.apply_updates(params, updates), state), None
+    start, step, merge = stepper(flow, objective, optimizer)
 
-    def look(carry: Any, keys: jax.Array) -> Any:
-      carry, _ = jax.lax.scan(step, carry, keys)
-      flow = nnx.merge(graphdef, carry[0])
+    def look(carry: Any, xs: tuple[jax.Array, jax.Array]) -> Any:
+      carry, _ = jax.lax.scan(step, carry, xs)
+      flow = merge(carry)
       error = jnp.sum((flow.decode(flow.encode(held_out)) - held_out) ** 2, axis=1)
       log_prob = flows.injective_log_prob(flow.encode, flow.decode, held_out)
       bends = turning(flow.decode(jnp.asarray(_LATENTS)))
       return carry, (jnp.mean(error), -jnp.mean(log_prob), bends)
 
     keys = jax.random.split(train_key, (settings.looks, settings.steps // settings.looks))
-    (params, _), scores = jax.lax.scan(look, (params, optimizer.init(params)), keys)
-    return scores, nnx.merge(graphdef, params).decode(jnp.asarray(_LATENTS))
+    carry, scores = jax.lax.scan(look, start, (keys, jnp.zeros(keys.shape)))
+    return scores, merge(carry).decode(jnp.asarray(_LATENTS))
 
   return run
 
@@ -178,7 +173,7 @@ def picture(results: dict, drawn: dict, path: Path) -> Path:
     show_points(axes, points, 3.2)
     axes.plot(*curve.T, color=f"C{PLACES.index(place)}")
     axes.set_title(f"f' at the {place}")
-  return save(figure, path)
+  return plots.save(figure, path)
 
 
 def main(argv):
@@ -186,11 +181,10 @@ def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f"takes flags only, got {argv[1:]}")
   flag = flags.FLAGS
-  if not flag.seeds or not all(seed.isdecimal() for seed in flag.seeds):
-    raise ValueError(f"--seeds must be numbers like 0,1,2, got {','.join(flag.seeds)!r}")
+  seeds = command.seeds(flag.seeds)
   settings = TINY if flag.tiny else Settings(beta=flag.beta)
   workdirs.check_free(flag.out)
-  results, drawn = run([int(seed) for seed in flag.seeds], settings)
+  results, drawn = run(seeds, settings)
   workdirs.write_results(flag.out, results, table(results))
   picture(results, drawn, Path(flag.out) / "injective_sine.png")
 

@@ -1,11 +1,8 @@
 """The plane: meshes over it, and pictures of points and densities."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from experiments import plots
 
 
 def mesh(low: float, high: float, side: int) -> np.ndarray:
@@ -25,10 +22,3 @@ def show_points(axes: Any, points: np.ndarray, half: float) -> None:
   """Draw points (n, 2) on a square of half width `half`."""
   axes.scatter(*points[:3000].T, s=0.3, color="C0", linewidths=0)
   axes.set(xlim=(-half, half), ylim=(-half, half), aspect="equal", xticks=[], yticks=[])
-
-
-def save(figure: Any, path: Path) -> Path:
-  """Write a figure and close it."""
-  figure.savefig(path, dpi=130)
-  plots.plt.close(figure)
-  return path

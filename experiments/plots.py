@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -87,7 +88,7 @@ def image_rows(rows: dict[str, np.ndarray], path: str | Path, *, num_levels: int
       panel.imshow(shown, vmin=0, vmax=1, interpolation="nearest")
       panel.axis("off")
     line[0].annotate(name, (-0.15, 0.5), xycoords="axes fraction", ha="right", va="center")
-  return _save(figure, path)
+  return save(figure, path)
 
 
 def curves(workdir: str) -> Path:
@@ -139,7 +140,7 @@ def curves(workdir: str) -> Path:
   axes.grid(axis="y", color="0.93", zorder=-1)
   axes.spines[["top", "right"]].set_visible(False)
   axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False)
-  return _save(figure, Path(workdir) / "curves.png")
+  return save(figure, Path(workdir) / "curves.png")
 
 
 def panels(workdir: str, wanted: dict[str, list[str]]) -> Path:
@@ -168,7 +169,7 @@ def panels(workdir: str, wanted: dict[str, list[str]]) -> Path:
     panel.set(xlabel="step", ylabel=label)
     panel.grid(axis="y", color="0.93", zorder=-1)
     panel.spines[["top", "right"]].set_visible(False)
-  return _save(figure, Path(workdir) / "curves.png")
+  return save(figure, Path(workdir) / "curves.png")
 
 
 def pairs(
@@ -213,7 +214,7 @@ def pairs(
     if j == 0:
       panel.set_ylabel(columns[shown[i]], fontsize=8)
   figure.suptitle("held-out rows (grey, below) and samples (blue, above)", fontsize=9)
-  return _save(figure, path)
+  return save(figure, path)
 
 
 def confusion(counts: np.ndarray, path: str | Path) -> Path:
@@ -235,10 +236,11 @@ def confusion(counts: np.ndarray, path: str | Path) -> Path:
       axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=8)
   ticks = range(len(counts))
   axes.set(xlabel="predicted class", ylabel="true class", xticks=ticks, yticks=ticks)
-  return _save(figure, path)
+  return save(figure, path)
 
 
-def _save(figure, path: str | Path) -> Path:
-  figure.savefig(path, dpi=130)
+def save(figure: Any, path: str | Path, dpi: int = 130) -> Path:
+  """Write a figure and close it; return the path."""
+  figure.savefig(path, dpi=dpi)
   plt.close(figure)
   return Path(path)

@@ -25,7 +25,7 @@ from absl import app, flags
 from flax import nnx
 
 from experiments import command, families_2d, plots, workdirs
-from experiments.plane import mesh, save, show_density
+from experiments.plane import mesh, show_density
 from experiments.scan_train import falling_adam, train
 from normjax import flows
 
@@ -165,7 +165,7 @@ def picture(drawn: dict, path: Path) -> Path:
     for axes, column in zip(row, columns, strict=True):
       show_density(axes, densities[column], _HALF, densities["true"].max())
       axes.set_title("" if number else column, fontsize=9)
-  return save(figure, path)
+  return plots.save(figure, path)
 
 
 def main(argv):

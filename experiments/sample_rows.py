@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
@@ -49,16 +48,14 @@ def run(
     )
   drawn, first = {}, None
   for name, workdir in rows.items():
-    task, model = workdirs.open_workdir(workdir)
-    if task.config.task != "density":
-      raise ValueError(f"{workdir} must hold a density, got the task {task.config.task}")
+    task, model = workdirs.open_density(workdir)
     first = first or task
     if task.config.data.name != first.config.data.name:
       raise ValueError(
         f"{workdir} must be of {first.config.data.name} as the first row, got "
         f"{task.config.data.name}"
       )
-    label = jnp.arange(count) % task.num_classes if task.num_classes else None
+    label = task.labels(count)
     draw = jax.jit(
       lambda model, task=task, label=label: task.samples(
         model, jax.random.key(seed), count, temperature, label

@@ -10,7 +10,6 @@ import time
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 from absl import app, flags
 
 from experiments import command, workdirs
@@ -27,12 +26,10 @@ def run(workdir: str, sizes: Sequence[int] = (1, 16), repeats: int = 5) -> dict[
   """
   if repeats < 1 or not sizes or min(sizes) < 1:
     raise ValueError(f"sizes and repeats must be at least 1, got {list(sizes)} and {repeats}")
-  task, model = workdirs.open_workdir(workdir)
-  if task.config.task != "density":
-    raise ValueError(f"{workdir} must hold a density, got the task {task.config.task}")
+  task, model = workdirs.open_density(workdir)
   found = {}
   for size in sizes:
-    label = jnp.arange(size) % task.num_classes if task.num_classes else None
+    label = task.labels(size)
     options = {"count": size, "label": label}
     draw = jax.jit(lambda model, key, options=options: task.samples(model, key, **options))
     jax.block_until_ready(draw(model, jax.random.key(0)))

@@ -1,14 +1,15 @@
 """Training of a flow inside a compiled program: one scan, no loop in Python."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from normjax import flows
+M = TypeVar("M", bound=nnx.Module)
+Objective = Callable[[Any, jax.Array, jax.Array], jax.Array]
 
 
 def falling_adam(learning_rate: float, steps: int) -> optax.GradientTransformation:
@@ -16,15 +17,14 @@ def falling_adam(learning_rate: float, steps: int) -> optax.GradientTransformati
   return optax.adam(optax.cosine_decay_schedule(learning_rate, steps))
 
 
-def train(
-  flow: flows.Flow,
-  objective: Callable[[flows.Flow, jax.Array, jax.Array], jax.Array],
-  steps: int,
-  optimizer: optax.GradientTransformation,
-  key: jax.Array,
-) -> flows.Flow:
-  """Return the flow after `steps` on `objective(flow, key, progress)`, from 0 to 1."""
-  graphdef, params, rest = nnx.split(flow, nnx.Param, ...)
+def stepper(
+  model: M, objective: Objective, optimizer: optax.GradientTransformation
+) -> tuple[Any, Callable[..., Any], Callable[[Any], M]]:
+  """Return `(start, step, merge)`: a carry, a step for `lax.scan`, the model of a carry.
+
+  A step takes `(key, progress)` and descends on `objective(model, key, progress)`.
+  """
+  graphdef, params, rest = nnx.split(model, nnx.Param, ...)
   params, rest = nnx.to_pure_dict(params), nnx.to_pure_dict(rest)
   merge = lambda params: nnx.merge(graphdef, params, rest, copy=True)
 
@@ -35,6 +35,17 @@ def train(
     )
     return (optax.apply_updates(params, updates), state), None
 
+  return (params, optimizer.init(params)), step, lambda carry: merge(carry[0])
+
+
+def train(
+  model: M,
+  objective: Objective,
+  steps: int,
+  optimizer: optax.GradientTransformation,
+  key: jax.Array,
+) -> M:
+  """Return the model after `steps` on `objective(model, key, progress)`, from 0 to 1."""
+  start, step, merge = stepper(model, objective, optimizer)
   xs = jax.random.split(key, steps), jnp.arange(steps) / steps
-  (params, _), _ = jax.lax.scan(step, (params, optimizer.init(params)), xs)
-  return merge(params)
+  return merge(jax.lax.scan(step, start, xs)[0])

@@ -302,9 +302,7 @@ def picture(results: dict, path: Path) -> Path:
       axes.set(ylabel="held-out nats" if part == "sine" else "held-out bits/dim", title=part)
     axes.grid(axis="y", color="0.93", zorder=-1)
     axes.spines[["top", "right"]].set_visible(False)
-  figure.savefig(path, dpi=130)
-  plt.close(figure)
-  return path
+  return plots.save(figure, path)
 
 
 def main(argv):

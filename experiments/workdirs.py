@@ -27,6 +27,18 @@ def open_workdir(workdir: str, step: int | None = None):
   return tasks.make(read_config(workdir)), model
 
 
+def open_density(workdir: str):
+  """Return the same of a workdir that holds a density of images.
+
+  Raises:
+    ValueError: as `open_workdir`, or if the workdir's task is another one.
+  """
+  task, model = open_workdir(workdir)
+  if task.config.task != "density":
+    raise ValueError(f"{workdir} must hold a density, got the task {task.config.task}")
+  return task, model
+
+
 def read_config(workdir: str) -> ConfigDict:
   """Return the config that a workdir was trained with."""
   record = Path(workdir).expanduser() / "record.json"

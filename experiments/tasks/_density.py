@@ -67,11 +67,7 @@ class Density(Task):
 
   def augment(self, image, key):
     """Return pixels of uint8 images (b, h, w, c), the middles of their bins plus normal noise."""
-    return self._middle(image) + self.config.noise * jax.random.normal(key, image.shape)
-
-  def _middle(self, image):
-    half = jnp.full(image.shape, 0.5)
-    return flows.dequantize(image, half, levels=self.config.levels, low=self.config.low)
+    return self.middle(image) + self.config.noise * jax.random.normal(key, image.shape)
 
   def pixels(self, image, key):
     """Return what the flow is trained on: dequantized images, or noisy ones."""
@@ -149,7 +145,7 @@ class Density(Task):
     return result | {"nearest": self._nearest(flow)} if self.config.noise else result
 
   def _nearest(self, flow):
-    label = jnp.arange(_COMPARED) % self.num_classes if self.num_classes else None
+    label = self.labels(_COMPARED)
 
     @jax.jit
     def draw(flow, key):
@@ -157,8 +153,8 @@ class Density(Task):
       return x, flows.denoise(flow, x, self.config.noise, label)
 
     noisy, denoised = draw(flow, jax.random.key(self.config.seed + 2))
-    held_out = self._middle(self.evaluation_arrays(_COMPARED)["image"])
-    images = np.asarray(self._middle(self.dataset.train["image"]))
+    held_out = self.middle(self.evaluation_arrays(_COMPARED)["image"])
+    images = np.asarray(self.middle(self.dataset.train["image"]))
     return {
       name: mean_and_error(nearest(np.asarray(x), images))
       for name, x in {"noisy": noisy, "denoised": denoised, "held-out": held_out}.items()
@@ -199,6 +195,10 @@ class Density(Task):
       The files written.
     """
     return density_pictures(self, flow, Path(workdir), temperatures, count, seed)
+
+  def labels(self, count):
+    """Return the classes in turn, (count,), of a conditional model; None for another."""
+    return jnp.arange(count) % self.num_classes if self.num_classes else None
 
   def samples(self, flow, key, count, temperature=1.0, label=None):
     """Draw `count` images (count, h, w, c) of levels 0, 1, ...; `label` (count,) if conditional."""

@@ -28,11 +28,11 @@ def density_pictures(
     raise ValueError(f"temperatures must be at least 0, got {bad}")
   key, show, files = jax.random.key(seed), {"num_levels": task.dataset.num_levels}, []
 
-  label, columns = None, _ROW
+  columns = _ROW
   if task.num_classes:
     columns = task.num_classes  # one column for each class
     count = max(1, count // columns) * columns
-    label = jnp.arange(count) % columns
+  label = task.labels(count)
   draw = jax.jit(lambda flow, t: task.samples(flow, key, count, t, label))
   for temperature in temperatures:
     files.append(directory / f"samples_T{temperature:g}.png")

@@ -48,9 +48,7 @@ class Injective(Task):
 
   def inputs(self, image):
     """Return uint8 images as vectors (b, D), the middles of their bins."""
-    image = jnp.asarray(image)
-    half = jnp.full(image.shape, 0.5)
-    x = flows.dequantize(image, half, levels=self.config.levels, low=self.config.low)
+    x = self.middle(jnp.asarray(image))
     return x.reshape(len(x), -1)
 
   def loss(self, model, batch, key):

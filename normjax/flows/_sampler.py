@@ -100,7 +100,7 @@ class Sampler:
     given = [k for k in (key, seed) if k is not None]
     if len(given) != 1:
       raise ValueError("key or seed must be given, and not both")
-    shape = tuple(np.atleast_1d(np.asarray(sample_shape, int)).tolist())
+    shape = tuple(np.atleast_1d(sample_shape).tolist())
     n = math.prod(shape)
     x, log_prob = self.flow.sample_and_log_prob(given[0], n, self._conds(n))
     return x.reshape(*shape, *self.event_shape), log_prob.reshape(shape)

@@ -204,6 +204,7 @@ def test_pictures_of_few_held_out_images(tmp_path, monkeypatch):
   same = lambda x, *_: jnp.asarray(x, jnp.float32)
   task = SimpleNamespace(
     dataset=SimpleNamespace(test={"image": image}, num_levels=16), num_classes=None,
+    labels=lambda count: None,
     dequantize=same, quantize=same, samples=lambda flow, key, n, *_: jnp.zeros((n, 2, 2, 1)),
   )  # fmt: skip
   flow = flows.Flow(flows.Chain([]), flows.StandardNormal((2, 2, 1)))

@@ -30,6 +30,8 @@ def test_sampler_takes_any_leading_shape():
   np.testing.assert_array_equal(
     sampler.sample(seed=KEY, sample_shape=np.int64(12)), x.reshape(12, 2)
   )
+  with pytest.raises(ValueError, match="n must be an int of at least 1, got 2.5"):
+    sampler.sample(KEY, 2.5)
   np.testing.assert_allclose(sampler.log_prob(x), log_prob, rtol=1e-5)
   np.testing.assert_allclose(sampler.log_prob(x[1, 2]), log_prob[1, 2], rtol=1e-5)
   one, its_log_prob = sampler.sample_and_log_prob(KEY)
